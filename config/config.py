@@ -1,0 +1,68 @@
+"""Every default of the project. Each is a command-line argument of the same name.
+
+The values are those of the solution this repository reimplements, except where a comment says why.
+"""
+
+import os
+
+# data
+DATA_DIR = os.environ.get("MAG_DATA_DIR", "input/data")
+CROP_DIR = None  # None: beside the photos, in the data directory
+OUTPUT_DIR = "runs"
+NUM_FOLDS = 5
+FOLD = 0
+FOLD_SEED = 777  # apart from SEED, so that runs with other seeds still share their valid people
+AGE_BORDER = 59  # training labels only: the official border is 60, but 60+ is the rare class
+OFFICIAL_AGE_BORDER = 60
+
+# face crops, in pixels of the photo
+MIN_FACE_SIZE = 20
+MARGIN_X = 20
+MARGIN_Y = 30
+CENTER_SIZE = 300
+CROP_BATCH_SIZE = 32
+
+# network
+MODEL = "efficientnet-b3"
+RESIZE = 224
+
+# training
+BATCH_SIZE = 64
+SEED = 777
+FOCAL_GAMMA = 2.0
+LABEL_SMOOTHING = 0.1
+
+# per head; label i of a head means classes[i]
+HEADS = {
+    "mask": {
+        "classes": ("normal", "mask", "incorrect"),
+        "lr": 3e-4,
+        "loss": "cross_entropy",
+        "epochs": 10,
+        "augment": "mask",
+    },
+    "gender": {
+        "classes": ("female", "male"),
+        "lr": 1e-4,
+        "loss": "cross_entropy",
+        "epochs": 10,
+        "augment": "gender",
+    },
+    "age": {
+        "classes": ("under30", "30to59", "60plus"),
+        "lr": 1e-4,
+        "loss": "focal",
+        "epochs": 4,
+        "augment": "age",
+    },
+}
+
+# prediction
+OUTPUT = "submission.csv"
+PREDICT_BATCH_SIZE = 64
+AGE_VIEWS = 0  # the original's test-time mode for age used 7
+
+# machine
+DEVICE = "auto"
+PRECISION = "auto"
+NUM_WORKERS = min(4, os.cpu_count() or 1)

@@ -1,0 +1,257 @@
+"""Cut the face out of every photo, once: `python -m data.crop`.
+
+train/images/... -> train/new_img/... and eval/images/... -> eval/new_images/..., beside each the
+manifest crops.csv (file, method, x0, y0, x1, y1, prob) and the settings it was made with.
+"""
+
+import io
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm import tqdm
+
+from config import config
+from data.images import load_image, upright_size
+from data.labels import list_train_images, read_info
+from utils.cli import ArgumentParser, natural_int, positive_int, run
+from utils.device import pick_device
+from utils.files import atomic_write, write_csv, write_json
+
+CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
+COLUMNS = ["file", "method", "x0", "y0", "x1", "y1", "prob"]
+JPEG_QUALITY = 95
+# A batch of photos passes MTCNN's whole image pyramid at once: bound its pixels, not its count,
+# so that large photos take no more memory than small ones.
+PHOTO_PIXELS = 384 * 512
+SAVE_EVERY = 1000  # images; what a killed run has to crop again at most
+
+
+def add_crop_arguments(parser):
+    """Add the arguments that say how photos are cropped."""
+    add = parser.add_argument_group("face crops (sizes in pixels of the photo)").add_argument
+    # fmt: off
+    add("--min-face-size", type=positive_int, default=config.MIN_FACE_SIZE,
+        help="smallest face looked for (default: %(default)s)")
+    add("--margin-x", type=natural_int, default=config.MARGIN_X,
+        help="added left and right of the found box (default: %(default)s)")
+    add("--margin-y", type=natural_int, default=config.MARGIN_Y,
+        help="added above and below the found box (default: %(default)s)")
+    add("--center-size", type=positive_int, default=config.CENTER_SIZE,
+        help="side of the central crop where no face is found (default: %(default)s)")
+    add("--crop-batch-size", type=positive_int, default=config.CROP_BATCH_SIZE,
+        help="photos of 384 x 512 that the detector takes at once (default: %(default)s)")
+    # fmt: on
+
+
+def crop_settings(args):
+    """The settings that decide what a crop looks like, as plain types."""
+    names = ("min_face_size", "margin_x", "margin_y", "center_size")
+    return {"detector": "mtcnn", **{name: getattr(args, name) for name in names}}
+
+
+def crop_folder(data_dir, crop_dir, split):
+    """Where the crops of "train" or "eval" are; crop_dir None means beside the photos."""
+    return Path(crop_dir or data_dir) / split / CROP_FOLDERS[split]
+
+
+def face_box(box, size, settings):
+    """Widen a detected box and clip it to the image.
+
+    box: four floats x0, y0, x1, y1; size: (width, height). Returns four ints, or None when
+    nothing of the box is inside the image.
+    """
+    width, height = size
+    x0, y0, x1, y1 = (int(value) for value in box)
+    x0, x1 = max(0, x0 - settings["margin_x"]), min(width, x1 + settings["margin_x"])
+    y0, y1 = max(0, y0 - settings["margin_y"]), min(height, y1 + settings["margin_y"])
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def center_box(size, side):
+    """The central side x side pixels of an image of size (width, height), clipped to it."""
+    width, height = size
+    x0, y0 = max(0, (width - side) // 2), max(0, (height - side) // 2)
+    return x0, y0, min(width, x0 + side), min(height, y0 + side)
+
+
+def build_detector(settings, device):
+    """facenet_pytorch's MTCNN as the original used it; its weights come with the package."""
+    from facenet_pytorch import MTCNN
+
+    return MTCNN(keep_all=True, min_face_size=settings["min_face_size"], device=device)
+
+
+def find_boxes(detector, images, settings):
+    """Where to crop images of one size, uint8 RGB (N, H, W, 3).
+
+    Returns a list of (method, box, prob): method "mtcnn" with the first found box, widened, or
+    "center" with the central box and prob NaN.
+    """
+    height, width = images.shape[1:3]
+    # MTCNN's pyramid is empty, an error there, for an image smaller than its smallest face.
+    if min(height, width) >= settings["min_face_size"]:
+        found, probs = detector.detect(images)
+    else:
+        found, probs = [None] * len(images), [None] * len(images)
+    results = []
+    for boxes, prob in zip(found, probs):
+        box = None if boxes is None else face_box(boxes[0], (width, height), settings)
+        if box is None:
+            results.append(("center", center_box((width, height), settings["center_size"]), np.nan))
+        else:
+            results.append(("mtcnn", box, round(float(prob[0]), 6)))
+    return results
+
+
+def save_crop(image, box, path):
+    """Write image[box] to path in the format of its suffix, whole or not at all."""
+    x0, y0, x1, y1 = box
+    buffer = io.BytesIO()
+    kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
+    Image.fromarray(image[y0:y1, x0:x1]).save(buffer, kind, quality=JPEG_QUALITY)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def equal_size_batches(sizes, batch_size):
+    """Group indices of equal (width, height) into batches, in order of first appearance."""
+    buckets = {}
+    for index, size in enumerate(sizes):
+        buckets.setdefault(size, []).append(index)
+    for (width, height), indices in buckets.items():
+        step = max(1, min(batch_size, batch_size * PHOTO_PIXELS // (width * height)))
+        for start in range(0, len(indices), step):
+            yield indices[start : start + step]
+
+
+def prefetch(pool, function, batches):
+    """Yield (batch, [function(item) for item in batch]), working one batch ahead in the pool."""
+    ahead = None
+    for batch in batches:
+        started = batch, pool.map(function, batch)
+        if ahead:
+            yield ahead[0], list(ahead[1])
+        ahead = started
+    if ahead:
+        yield ahead[0], list(ahead[1])
+
+
+def read_manifest(folder, settings):
+    """The manifest beside a crop folder; empty when there is none of these settings."""
+    csv, stored = folder.parent / "crops.csv", folder.parent / "crops.json"
+    if not (csv.exists() and stored.exists()):
+        return pd.DataFrame(columns=COLUMNS)
+    if json.loads(stored.read_text(encoding="utf-8")) != settings:
+        print(f"{folder}: made with other settings, cropping anew")
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.read_csv(csv, dtype={"file": str})
+
+
+def crop_images(source, folder, files, settings, device, batch_size, num_workers):
+    """Crop source/<file> to folder/<file> for each of files that isn't there yet.
+
+    settings: from crop_settings; others than those of the crops in folder make all of them anew.
+    Returns the manifest, one row a file in the order of files, and how many crops were made.
+    Raises InputError for a photo that can't be read.
+    """
+    done = {row["file"]: row for row in read_manifest(folder, settings).to_dict("records")}
+    todo = [file for file in files if file not in done or not (folder / file).exists()]
+
+    def manifest():
+        return pd.DataFrame([done[file] for file in files if file in done], columns=COLUMNS)
+
+    if not todo:
+        return manifest(), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in todo:
+        done.pop(file, None)
+    # First the shorter manifest, then the new settings: a crop of the old ones never counts as new.
+    write_csv(folder.parent / "crops.csv", manifest())
+    write_json(folder.parent / "crops.json", settings)
+    detector = build_detector(settings, device)
+    unsaved = 0
+    with (
+        ThreadPoolExecutor(max(1, num_workers)) as pool,
+        tqdm(total=len(todo), desc=f"crop {folder}", unit="images", disable=None) as progress,
+    ):
+        sizes = list(pool.map(lambda file: upright_size(source / file), todo))
+        batches = equal_size_batches(sizes, batch_size)
+        for batch, images in prefetch(pool, lambda i: load_image(source / todo[i]), batches):
+            results = find_boxes(detector, np.stack(images), settings)
+            paths = [folder / todo[index] for index in batch]
+            list(pool.map(save_crop, images, (box for _, box, _ in results), paths))
+            for index, (method, box, prob) in zip(batch, results):
+                done[todo[index]] = dict(zip(COLUMNS, (todo[index], method, *box, prob)))
+            progress.update(len(batch))
+            unsaved += len(batch)
+            if unsaved >= SAVE_EVERY:
+                write_csv(folder.parent / "crops.csv", manifest())
+                unsaved = 0
+    write_csv(folder.parent / "crops.csv", manifest())
+    return manifest(), len(todo)
+
+
+def crop_split(args, split, files, settings, device):
+    """Crop what is missing of split ("train" or "eval"); print a summary if anything was.
+
+    files: relative to the split's images folder. Returns the manifest in the order of files.
+    """
+    start = time.perf_counter()
+    source = Path(args.data_dir) / split / "images"
+    folder = crop_folder(args.data_dir, args.crop_dir, split)
+    manifest, made = crop_images(
+        source, folder, files, settings, device, args.crop_batch_size, args.num_workers
+    )
+    if made:
+        speed = made / (time.perf_counter() - start)
+        print(f"{split}: {made} photos cropped to {folder} ({speed:.1f} images/s)")
+    return manifest
+
+
+def print_summary(split, manifest, shots):
+    """Print how many of the images have no face, in all and by shot."""
+    missed = manifest["method"] == "center"
+    print(f"{split}: {len(manifest)} images, {missed.sum()} without a face (cropped centrally)")
+    for shot, group in missed.groupby(pd.Series(shots, index=missed.index)):
+        print(f"  {shot:<16}{len(group):>6} images{group.sum():>6} without a face")
+
+
+def get_args_parser():
+    parser = ArgumentParser("python -m data.crop", description="Crop the face out of every photo.")
+    add = parser.add_argument
+    # fmt: off
+    add("--data-dir", default=config.DATA_DIR,
+        help="folder with train/ and eval/ (default: %(default)s, or MAG_DATA_DIR)")
+    add("--crop-dir", default=config.CROP_DIR, help="where crops go (default: the data directory)")
+    add("--split", choices=("train", "eval", "both"), default="both",
+        help="which photos (default: %(default)s)")
+    add("--device", default=config.DEVICE, help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
+    add("--num-workers", type=natural_int, default=config.NUM_WORKERS,
+        help="threads that read and write images (default: %(default)s)")
+    # fmt: on
+    add_crop_arguments(parser)
+    return parser
+
+
+def main():
+    args = get_args_parser().parse_args()
+    device = pick_device(args.device)
+    settings = crop_settings(args)
+    if args.split != "eval":
+        images = list_train_images(args.data_dir)
+        manifest = crop_split(args, "train", images["file"].tolist(), settings, device)
+        print_summary("train", manifest, images["shot"])
+    if args.split != "train":
+        info = read_info(args.data_dir)
+        manifest = crop_split(args, "eval", info["ImageID"].tolist(), settings, device)
+        print_summary("eval", manifest, ["all shots"] * len(info))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,96 @@
+"""From labelled photos to batches: the door through which train.py and test.py read data."""
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.augment import apply_transform, build_transform
+from data.crop import crop_folder, crop_settings, crop_split
+from data.images import load_image
+from data.labels import assign_folds, head_labels, list_train_images
+
+
+class FaceDataset(Dataset):
+    """Cropped faces at one or more sizes, each with its label.
+
+    files: paths of crops; labels: int64 (N,); transforms: from build_transform, one a size.
+    An item's key is (view, index): view is the epoch in training, the number of the augmented
+    view in prediction. An item's pixels depend on seed, view and index alone.
+    Items: one uint8 RGB tensor (resize, resize, 3) per transform, then the label.
+    """
+
+    def __init__(self, files, labels, transforms, seed=0):
+        self.files, self.labels, self.transforms, self.seed = files, labels, transforms, seed
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, key):
+        view, index = key
+        image = load_image(self.files[index])
+        seed = [self.seed, view, index]
+        images = (torch.from_numpy(apply_transform(t, image, seed)) for t in self.transforms)
+        return *images, self.labels[index]
+
+
+class ViewSampler(Sampler):
+    """Yields the keys (view, index) of a FaceDataset; set .view before each pass.
+
+    The view travels to the workers with each index, so that workers can live through all epochs.
+    """
+
+    def __init__(self, size, shuffle, seed):
+        self.size, self.shuffle, self.seed, self.view = size, shuffle, seed, 0
+
+    def __len__(self):
+        return self.size
+
+    def __iter__(self):
+        order = range(self.size)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.view]).permutation(self.size)
+        return ((self.view, int(index)) for index in order)
+
+
+def build_loader(dataset, batch_size, num_workers, device, shuffle=False):
+    """A DataLoader over dataset whose sampler is a ViewSampler, at loader.sampler."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=ViewSampler(len(dataset), shuffle, dataset.seed),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=device.type == "cuda",
+        # A loader draws a seed now and then, how often depends on its workers: not from the
+        # generator that dropout uses.
+        generator=torch.Generator(),
+    )
+
+
+def load_fold(args, device):
+    """The train and valid DataLoaders of args.target and args.fold; crops what is missing.
+
+    Train labels use args.age_border, valid labels the official border. Raises InputError for bad
+    data.
+    """
+    images = list_train_images(args.data_dir)
+    folds = assign_folds(images, args.fold_seed)
+    settings = crop_settings(args)
+    crop_split(args, "train", images["file"].tolist(), settings, device)
+    folder = crop_folder(args.data_dir, args.crop_dir, "train")
+
+    def loader(rows, labels, augment, shuffle):
+        dataset = FaceDataset(
+            [folder / file for file in rows["file"]],
+            labels,
+            [build_transform(args.resize, augment)],
+            args.seed,
+        )
+        return build_loader(dataset, args.batch_size, args.num_workers, device, shuffle)
+
+    train, valid = images[folds != args.fold], images[folds == args.fold]
+    train_labels = head_labels(train, args.target, args.age_border)
+    return (
+        loader(train, train_labels, args.augment, shuffle=True),
+        loader(valid, head_labels(valid, args.target), "none", shuffle=False),
+    )

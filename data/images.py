@@ -1,0 +1,36 @@
+"""Reading photos with Pillow."""
+
+import contextlib
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from utils.cli import InputError
+
+EXIF_ORIENTATION = 0x0112
+
+
+@contextlib.contextmanager
+def open_image(path):
+    """Image.open whose every complaint is an InputError that names the file."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such image") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable image ({error})") from error
+
+
+def load_image(path):
+    """Return the photo at path, upright, as a uint8 RGB array (H, W, 3). Raises InputError."""
+    with open_image(path) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def upright_size(path):
+    """Return (width, height) as load_image gives them, from the header alone. Raises InputError."""
+    with open_image(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+        return (height, width) if turned else (width, height)

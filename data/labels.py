@@ -1,0 +1,156 @@
+"""From the competition's two CSV files to labels, official classes and folds."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from config.config import NUM_FOLDS, OFFICIAL_AGE_BORDER
+from utils.cli import InputError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+SHOT_LABELS = {"normal": 0, "mask": 1, "incorrect_mask": 2}  # mask1 .. mask5 count as mask
+GENDER_LABELS = {"female": 0, "male": 1}
+
+
+NO_DATA = (
+    "put the competition's data there, name its folder with --data-dir or MAG_DATA_DIR, or draw "
+    "some: python -m data.sample --output input/data"
+)
+
+
+def read_table(path, columns, missing_hint):
+    """Read a CSV as strings, so that ids keep their zeros and unknown columns stay as they are.
+
+    Raises InputError when it is missing (the message ends with missing_hint), unreadable, empty
+    or lacks one of columns.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; {missing_hint}") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable CSV file ({error})") from error
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise InputError(f"{path}: no column {', '.join(missing)} among {', '.join(table.columns)}")
+    if table.empty:
+        raise InputError(f"{path}: no rows")
+    return table
+
+
+def read_people(data_dir):
+    """Read train/train.csv: one row a person, columns path, gender, age (int, years), group.
+
+    group is the id without its suffix: 001498-1 and 001498-2 are one id given twice, perhaps one
+    person, so they must never stand on both sides of a fold.
+    Raises InputError naming the file and the first line that is wrong.
+    """
+    csv = Path(data_dir) / "train" / "train.csv"
+    table = read_table(csv, ["id", "gender", "age", "path"], NO_DATA)
+    ages = pd.to_numeric(table["age"], errors="coerce")
+    for wrong, what in (
+        (~table["gender"].isin(list(GENDER_LABELS)), "gender is not female or male"),
+        (~(ages.between(0, 120) & (ages % 1 == 0)), "age is not a whole number from 0 to 120"),
+        (table["path"].duplicated(), "path stands there twice"),
+    ):
+        if wrong.any():
+            line = int(np.argmax(wrong)) + 2  # the header is line 1
+            raise InputError(f"{csv}: line {line}: {what} ({int(wrong.sum())} such lines)")
+    people = table[["path", "gender"]].copy()
+    people["age"] = ages.astype(int)
+    people["group"] = table["id"].str.split("-").str[0]
+    return people
+
+
+def list_train_images(data_dir):
+    """Return a DataFrame of all train photos: file (relative to train/images, with "/"), shot
+    and the columns of read_people.
+
+    Hidden files (._mask1.jpg, .DS_Store) and files that are no photos are skipped.
+    Raises InputError for a person without photos and for a photo that is none of the shots.
+    """
+    people = read_people(data_dir)
+    images = Path(data_dir) / "train" / "images"
+    rows = []
+    for person in people.to_dict("records"):
+        try:
+            photos = sorted(
+                path
+                for path in (images / person["path"]).iterdir()
+                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            photos = []
+        if not photos:
+            raise InputError(f"{images / person['path']}: no photos of this person of train.csv")
+        for path in photos:
+            if not re.fullmatch(r"normal|incorrect_mask|mask\d+", path.stem):
+                raise InputError(f"{path}: not a shot; use normal, incorrect_mask, mask1, mask2 ..")
+            rows.append({"file": f"{person['path']}/{path.name}", "shot": path.stem, **person})
+    return pd.DataFrame(rows)
+
+
+def read_info(data_dir):
+    """Read eval/info.csv as strings: one row an image, columns ImageID, ans and any others.
+
+    Raises InputError when it is missing or empty, or an id stands there twice.
+    """
+    csv = Path(data_dir) / "eval" / "info.csv"
+    info = read_table(csv, ["ImageID", "ans"], NO_DATA)
+    twice = info["ImageID"].duplicated()
+    if twice.any():
+        raise InputError(f"{csv}: line {int(np.argmax(twice)) + 2}: ImageID stands there twice")
+    return info
+
+
+def age_labels(ages, border=OFFICIAL_AGE_BORDER):
+    """Ages in years, int (N,) -> int64 (N,): 0 under 30, 1 from 30 on, 2 from border on."""
+    return np.digitize(ages, [30, border])
+
+
+def head_labels(images, target, age_border=OFFICIAL_AGE_BORDER):
+    """Labels of one head for the rows of list_train_images: int64 (N,), see HEADS in config."""
+    if target == "mask":
+        labels = images["shot"].str.replace(r"\d+$", "", regex=True).map(SHOT_LABELS)
+    elif target == "gender":
+        labels = images["gender"].map(GENDER_LABELS)
+    else:
+        return age_labels(images["age"], age_border)
+    return labels.to_numpy(dtype=np.int64)
+
+
+def merge_labels(mask, gender, age):
+    """Labels of the three heads -> the official class, int64 in [0, 18).
+
+    The heads count otherwise than the competition, whose class is mask*6 + gender*3 + age with
+    mask worn 0, incorrect 1, not worn 2 and gender male 0, female 1. Takes numbers or arrays.
+    """
+    official_mask = np.array([2, 0, 1])[mask]
+    return official_mask * 6 + (1 - np.asarray(gender)) * 3 + np.asarray(age)
+
+
+def split_classes(classes):
+    """The inverse of merge_labels: official classes in [0, 18) -> (mask, gender, age) labels."""
+    official_mask, rest = np.divmod(classes, 6)
+    official_gender, age = np.divmod(rest, 3)
+    return np.array([1, 2, 0])[official_mask], 1 - official_gender, age
+
+
+def assign_folds(people, seed):
+    """Deal people into NUM_FOLDS folds, stratified by gender x official age group.
+
+    people: DataFrame with gender, age and group; rows of one group share a fold.
+    Returns the fold of each row, int64 (N,). Raises InputError for fewer groups than folds.
+    """
+    groups = people.drop_duplicates("group")
+    if len(groups) < NUM_FOLDS:
+        raise InputError(f"train.csv: {len(groups)} people are too few for {NUM_FOLDS} folds")
+    stratum = head_labels(groups, "gender") * 3 + age_labels(groups["age"])
+    # Shuffled within each stratum, then dealt out like cards, straight on from one stratum to the
+    # next: every stratum and the whole are spread evenly, however rare a stratum is.
+    shuffled = np.random.default_rng(seed).permutation(len(groups))
+    order = shuffled[np.argsort(stratum[shuffled], kind="stable")]
+    fold_of = dict(zip(groups["group"].iloc[order], np.arange(len(groups)) % NUM_FOLDS))
+    return people["group"].map(fold_of).to_numpy(dtype=np.int64)

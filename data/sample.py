@@ -1,0 +1,122 @@
+"""Draw a data set in the competition's layout, to try the repository with.
+
+    python -m data.sample --output input/data --people 120 --seed 777
+
+The repository ships no photographs: data.portrait draws the people.
+"""
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from data.portrait import SHOTS, draw_shot, draw_traits
+from utils.cli import ArgumentParser, InputError, natural_int, positive_int, run
+from utils.files import write_csv
+
+GENDERS = ("male", "female")  # in the order of the official classes, as are the ages
+AGES = ((18, 29), (30, 59), (60, 80))
+COMBINATIONS = len(GENDERS) * len(AGES)
+TRAIN, EVAL = 0, 1  # set numbers in the random seeds
+
+
+def draw_person(seed, set_number, index):
+    """A person's traits and photos; they depend on the arguments alone."""
+    # Every six people have all combinations of gender and age, in an order of their own.
+    block, place = divmod(index, COMBINATIONS)
+    order = np.random.default_rng([seed, set_number, block, 1]).permutation(COMBINATIONS)
+    gender, group = divmod(int(order[place]), len(AGES))
+    rng = np.random.default_rng([seed, set_number, index])
+    traits = draw_traits(rng, GENDERS[gender], int(rng.integers(*AGES[group], endpoint=True)))
+    return traits, {shot: draw_shot(traits, shot, rng) for shot in SHOTS}
+
+
+def official_class(traits, shot):
+    mask = {"incorrect_mask": 1, "normal": 2}.get(shot, 0)
+    return mask * 6 + (not traits.male) * 3 + (traits.age >= 30) + (traits.age >= 60)
+
+
+def write_photo(path, photo):
+    jpeg = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    path.write_bytes(jpeg.tobytes())
+
+
+def write_train(folder, people, seed, progress):
+    rows = []
+    for index in range(people):
+        traits, photos = draw_person(seed, TRAIN, index)
+        row = (f"{index + 1:06d}", "male" if traits.male else "female", "Drawn", traits.age)
+        path = "_".join(map(str, row))
+        rows.append((*row, path))
+        (folder / "images" / path).mkdir(parents=True)
+        for shot, photo in photos.items():
+            write_photo(folder / "images" / path / f"{shot}.jpg", photo)
+        progress.update()
+    table = pd.DataFrame(rows, columns=["id", "gender", "race", "age", "path"])
+    write_csv(folder / "train.csv", table)
+
+
+def write_eval(folder, people, seed, progress):
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for index in range(people):
+        traits, photos = draw_person(seed, EVAL, index)
+        for shot, photo in photos.items():
+            name = hashlib.sha1(f"{seed}/{index}/{shot}".encode()).hexdigest() + ".jpg"
+            write_photo(folder / "images" / name, photo)
+            rows.append((name, official_class(traits, shot)))
+        progress.update()
+    # The names are hashes: in their order, nothing tells which photos show one person.
+    answers = pd.DataFrame(sorted(rows), columns=["ImageID", "ans"])
+    write_csv(folder / "answers.csv", answers)
+    write_csv(folder / "info.csv", answers.assign(ans=0))
+
+
+def make_sample(output, people, eval_people, seed):
+    """Write train/ and eval/ to an empty folder: people and other eval_people, seven photos each.
+
+    Person number i of a set depends on the seed and i alone. Raises InputError when the folder
+    isn't empty or a set would miss a combination of gender and age group.
+    """
+    output = Path(output)
+    if min(people, eval_people) < COMBINATIONS:
+        raise InputError(
+            f"at least {COMBINATIONS} people are needed in each set, one of each gender in each "
+            f"age group: give --people and --eval-people {COMBINATIONS} or more"
+        )
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"{output} is not an empty folder: empty it or choose another --output")
+    with tqdm(total=people + eval_people, unit="person", disable=None) as progress:
+        write_train(output / "train", people, seed, progress)
+        write_eval(output / "eval", eval_people, seed, progress)
+
+
+def get_args_parser():
+    parser = ArgumentParser(
+        "python -m data.sample", description="Draw a data set in the competition's layout."
+    )
+    # fmt: off
+    add = parser.add_argument
+    add("--output", required=True, help="a new or empty folder")
+    add("--people", type=positive_int, default=120,
+        help="people to train on (default: %(default)s)")
+    add("--eval-people", type=positive_int,
+        help="other people to submit for (default: a quarter of --people, at least 6)")
+    add("--seed", type=natural_int, default=777, help="who is drawn (default: %(default)s)")
+    # fmt: on
+    return parser
+
+
+def main():
+    args = get_args_parser().parse_args()
+    eval_people = args.eval_people or max(args.people // 4, COMBINATIONS)
+    make_sample(args.output, args.people, eval_people, args.seed)
+    images = (args.people + eval_people) * len(SHOTS)
+    print(f"drew {args.people} + {eval_people} people, {images} photos, in {args.output}")
+
+
+if __name__ == "__main__":
+    run(main)

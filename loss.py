@@ -1,0 +1,46 @@
+"""The losses by name. Each takes logits, float (N, C), and targets, int64 (N,), to a scalar."""
+
+from functools import partial
+
+import torch.nn.functional as F
+
+from models.focal_loss import focal_loss
+
+
+def label_smoothing_loss(logits, targets, smoothing=0.1):
+    """Cross-entropy against targets of which the share smoothing is spread over all classes."""
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+
+def soft_f1_loss(logits, targets):
+    """1 - macro-F1 of the softmax probabilities, in [0, 1].
+
+    Each probability counts as that share of a prediction: per class F1 = 2 TP / (2 TP + FP + FN),
+    0 for a class with neither targets nor probability, as in scikit-learn.
+    """
+    probabilities = logits.softmax(dim=1)
+    one_hot = F.one_hot(targets, logits.shape[1]).to(probabilities.dtype)
+    true_positives = (probabilities * one_hot).sum(dim=0)
+    # TP + FP is the probability given to a class, TP + FN its number of targets.
+    total = probabilities.sum(dim=0) + one_hot.sum(dim=0)
+    return 1 - (2 * true_positives / total.clamp(min=1e-7)).mean()
+
+
+def ce_f1_loss(logits, targets):
+    """Cross-entropy plus soft F1 loss, as in the original."""
+    return F.cross_entropy(logits, targets) + soft_f1_loss(logits, targets)
+
+
+LOSSES = {
+    "cross_entropy": F.cross_entropy,
+    "focal": focal_loss,
+    "label_smoothing": label_smoothing_loss,
+    "f1": soft_f1_loss,
+    "ce_f1": ce_f1_loss,
+}
+
+
+def build_loss(name, gamma=2.0, smoothing=0.1):
+    """Return one of LOSSES with its options filled in: gamma of focal, smoothing of its own."""
+    options = {"focal": {"gamma": gamma}, "label_smoothing": {"smoothing": smoothing}}
+    return partial(LOSSES[name], **options.get(name, {}))

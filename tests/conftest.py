@@ -1,0 +1,59 @@
+"""Fixtures: a small drawn data set with its crops, and a way to run the real commands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.sample import make_sample
+
+ROOT = Path(__file__).parent.parent
+# A network and sizes that take seconds on two cores.
+SMALL = ["--model", "efficientnet-lite0", "--resize", "64", "--batch-size", "16"]
+
+
+def run(*command, **options):
+    """Run a script of the repository as a user does; returns the finished process."""
+    environment = {**os.environ, "PYTHONWARNINGS": "error::UserWarning"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options,
+    )  # fmt: skip
+
+
+def run_ok(*command):
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def assert_refused(done, *words):
+    """Exit status 2, one line on stderr with all the words, no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    for word in words:
+        assert str(word) in done.stderr
+
+
+@pytest.fixture(scope="session")
+def sample_dir(tmp_path_factory):
+    """Twelve drawn people to train on and six to submit for, cropped."""
+    folder = tmp_path_factory.mktemp("sample") / "data"
+    make_sample(folder, people=12, eval_people=6, seed=777)
+    run_ok("-m", "data.crop", "--data-dir", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs_dir(sample_dir, tmp_path_factory):
+    """One-epoch runs of the three heads, two folds of age among them."""
+    folder = tmp_path_factory.mktemp("runs")
+    for target, fold in (("mask", 0), ("gender", 1), ("age", 0), ("age", 3)):
+        run_ok(
+            "train.py", "--target", target, "--fold", fold, "--epochs", 1, *SMALL,
+            "--data-dir", sample_dir, "--output-dir", folder, "--num-workers", 0,
+        )  # fmt: skip
+    return folder

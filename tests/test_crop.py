@@ -1,0 +1,139 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from facenet_pytorch import MTCNN
+from PIL import Image
+
+from conftest import assert_refused, run, run_ok
+from data.crop import build_detector, center_box, equal_size_batches, face_box, find_boxes
+from data.images import load_image, upright_size
+
+SETTINGS = {"min_face_size": 20, "margin_x": 20, "margin_y": 30, "center_size": 300}
+
+
+@pytest.fixture
+def photos_dir(sample_dir, tmp_path):
+    """A copy of two people's photos without crops."""
+    folder = tmp_path / "data"
+    people = pd.read_csv(sample_dir / "train/train.csv", dtype=str).head(2)
+    for path in people["path"]:
+        shutil.copytree(sample_dir / "train/images" / path, folder / "train/images" / path)
+    people.to_csv(folder / "train/train.csv", index=False)
+    return folder
+
+
+def crop_train(folder, *arguments):
+    return run_ok("-m", "data.crop", "--data-dir", folder, "--split", "train", *arguments)
+
+
+def test_face_box_is_widened_and_clipped():
+    assert face_box([100.9, 120.2, 200.7, 260.9], (384, 512), SETTINGS) == (80, 90, 220, 290)
+    assert face_box([5.0, 10.0, 380.0, 500.0], (384, 512), SETTINGS) == (0, 0, 384, 512)
+    assert face_box([-90.0, 10.0, -50.0, 60.0], (384, 512), SETTINGS) is None
+
+
+def test_center_box():
+    assert center_box((384, 512), 300) == (42, 106, 342, 406)
+    assert center_box((200, 512), 300) == (0, 106, 200, 406)
+    assert center_box((1, 1), 300) == (0, 0, 1, 1)
+
+
+def test_batches_hold_one_size_and_a_bounded_number_of_pixels():
+    sizes = [(384, 512), (10, 10), (384, 512), (4000, 3000), (384, 512), (4000, 3000)]
+    assert list(equal_size_batches(sizes, 2)) == [[0, 2], [4], [1], [3], [5]]
+
+
+def test_boxes_are_those_of_the_originals_detector(sample_dir):
+    people = sorted((sample_dir / "train/images").iterdir())[:4]
+    images = np.stack([load_image(path) for person in people for path in sorted(person.iterdir())])
+    results = find_boxes(build_detector(SETTINGS, "cpu"), images, SETTINGS)
+    original = MTCNN(keep_all=True)
+    methods = set()
+    for image, (method, box, prob) in zip(images, results):
+        boxes, probs = original.detect(Image.fromarray(image))
+        methods.add(method)
+        if boxes is None:
+            assert (method, box) == ("center", (42, 106, 342, 406))
+            assert np.isnan(prob)
+        else:
+            assert method == "mtcnn"
+            expected = face_box(boxes[0], (384, 512), SETTINGS)
+            assert np.abs(np.subtract(box, expected)).max() <= 1
+            assert prob == pytest.approx(probs[0], abs=1e-3)
+    assert methods == {"mtcnn", "center"}
+
+
+def test_an_image_too_small_for_a_face_is_cropped_centrally():
+    tiny = np.zeros((2, 12, 30, 3), np.uint8)
+    results = find_boxes(build_detector(SETTINGS, "cpu"), tiny, SETTINGS)
+    assert [(method, box) for method, box, _ in results] == [("center", (0, 0, 30, 12))] * 2
+
+
+def test_crops_and_manifest(sample_dir):
+    for split, source, crops, count in (
+        ("train", "images", "new_img", 84), ("eval", "images", "new_images", 42),
+    ):  # fmt: skip
+        manifest = pd.read_csv(sample_dir / split / "crops.csv")
+        assert list(manifest.columns) == ["file", "method", "x0", "y0", "x1", "y1", "prob"]
+        assert len(manifest) == count
+        assert set(manifest["method"]) <= {"mtcnn", "center"}
+        assert (manifest["prob"].isna() == (manifest["method"] == "center")).all()
+        for row in manifest.itertuples():
+            crop = load_image(sample_dir / split / crops / row.file)
+            assert crop.shape == (row.y1 - row.y0, row.x1 - row.x0, 3)
+        photo = load_image(sample_dir / split / source / row.file)[row.y0 : row.y1, row.x0 : row.x1]
+        assert (
+            np.abs(crop.astype(int) - photo).mean() < 3
+        )  # the pixels of the box, JPEG's loss apart
+
+
+def test_crops_are_made_once_and_again_with_other_settings(photos_dir):
+    out = crop_train(photos_dir)
+    assert "14 photos cropped" in out
+    assert "normal" in out
+    folder = photos_dir / "train/new_img"
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*.jpg")}
+    assert len(times) == 14
+
+    assert "cropped to" not in crop_train(photos_dir)
+    lost = next(iter(times))
+    lost.unlink()
+    assert "1 photos cropped" in crop_train(photos_dir)
+    assert lost.exists()
+    kept = {path for path in times if path.stat().st_mtime_ns == times[path]}
+    assert kept == set(times) - {lost}
+
+    before = pd.read_csv(photos_dir / "train/crops.csv")
+    assert "14 photos cropped" in crop_train(photos_dir, "--margin-x", 0)
+    after = pd.read_csv(photos_dir / "train/crops.csv")
+    found = before["method"] == "mtcnn"
+    assert (after["x0"][found] >= before["x0"][found]).all()
+    assert (after["x0"][found] > before["x0"][found]).any()
+
+
+def test_photos_of_all_sizes_and_kinds(photos_dir, tmp_path):
+    person = sorted((photos_dir / "train/images").iterdir())[0]
+    with Image.open(person / "normal.jpg") as photo:
+        photo.resize((768, 1024)).save(person / "mask1.png")
+        exif = photo.getexif()
+        exif[0x0112] = 6  # stored lying on its side
+        photo.rotate(90, expand=True).save(person / "mask2.jpg", exif=exif)
+        photo.convert("L").resize((192, 256)).save(person / "mask3.jpg")
+    (person / "mask1.jpg").unlink()
+    assert upright_size(person / "mask2.jpg") == (384, 512)
+    assert load_image(person / "mask2.jpg").shape == (512, 384, 3)
+    crops = tmp_path / "elsewhere"
+    crop_train(photos_dir, "--crop-dir", crops, "--crop-batch-size", 3)
+    assert not (photos_dir / "train/new_img").exists()
+    manifest = pd.read_csv(crops / "train/crops.csv").set_index("file")
+    assert len(manifest) == 14
+    assert manifest.loc[f"{person.name}/mask2.jpg", "method"] == "mtcnn"
+    assert (crops / "train/new_img" / person.name / "mask1.png").exists()
+
+
+def test_a_bad_photo_is_named(photos_dir):
+    bad = next((photos_dir / "train/images").iterdir()) / "mask1.jpg"
+    bad.write_bytes(bad.read_bytes()[:2000])
+    assert_refused(run("-m", "data.crop", "--data-dir", photos_dir, "--split", "train"), bad)

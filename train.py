@@ -1,0 +1,251 @@
+"""Train one head: data -> network -> loop -> best-F1 checkpoint.
+
+python train.py --target age --lr 1e-4 --epochs 4
+"""
+
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from config import config
+from data.augment import AUGMENTATIONS, normalize
+from data.crop import add_crop_arguments, crop_settings
+from data.dataset import load_fold
+from loss import LOSSES, build_loss
+from models.network import NETWORKS, build_network, normalization
+from utils.checkpoint import save_checkpoint
+from utils.cli import (
+    ArgumentParser,
+    InputError,
+    fraction,
+    natural_int,
+    positive_float,
+    positive_int,
+    run,
+)
+from utils.device import PRECISIONS, autocast, pick_device, pick_precision
+from utils.files import write_csv, write_json
+from utils.metrics import classification_scores
+
+
+def by_head(name):
+    """How a default differs by head, for --help."""
+    return ", ".join(f"{target} {head[name]}" for target, head in config.HEADS.items())
+
+
+def get_args_parser():
+    parser = ArgumentParser(description="Train one head: mask, gender or age.")
+    # fmt: off
+    parser.add_argument("--target", choices=config.HEADS, required=True, help="which head")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--data-dir", default=config.DATA_DIR,
+        help="folder with train/ (default: input/data, or what MAG_DATA_DIR says)")
+    add("--crop-dir", default=config.CROP_DIR, help="where crops go (default: the data directory)")
+    add("--output-dir", default=config.OUTPUT_DIR,
+        help="the run goes to <target>_fold<k> in it (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace a run that is there (default: refuse)")
+    add("--fold", type=int, choices=range(config.NUM_FOLDS), default=config.FOLD,
+        help="the fold to validate on; the others train (default: %(default)s)")
+    add("--fold-seed", type=natural_int, default=config.FOLD_SEED,
+        help="who is in which fold (default: %(default)s)")
+    add("--age-border", type=positive_int, default=config.AGE_BORDER,
+        help="training labels: age from which on a person is 60+ (default: %(default)s)")
+    add("--augment", choices=AUGMENTATIONS,
+        help=f"augmentation of which head (default: {by_head('augment')})")
+
+    add = parser.add_argument_group("network").add_argument
+    add("--model", choices=NETWORKS, default=config.MODEL,
+        metavar="NAME", help=f"{', '.join(NETWORKS)} (default: %(default)s)")
+    add("--resize", type=int, default=config.RESIZE,
+        help="side of the network's input in pixels, 64 or more (default: %(default)s)")
+    add("--weights", metavar="FILE", help="start from this file (default: ImageNet weights)")
+    add("--no-pretrained", action="store_true", help="start from random weights")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=positive_int, help=f"(default: {by_head('epochs')})")
+    add("--lr", type=positive_float, help=f"learning rate of Adam (default: {by_head('lr')})")
+    add("--batch-size", type=positive_int, default=config.BATCH_SIZE,
+        help="(default: %(default)s)")
+    add("--loss", choices=LOSSES, help=f"(default: {by_head('loss')})")
+    add("--focal-gamma", type=positive_float, default=config.FOCAL_GAMMA,
+        help="of the loss focal (default: %(default)s)")
+    add("--label-smoothing", type=fraction, default=config.LABEL_SMOOTHING,
+        help="of the loss label_smoothing (default: %(default)s)")
+    add("--seed", type=natural_int, default=config.SEED,
+        help="of weights, order and augmentation (default: %(default)s)")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default=config.DEVICE, help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
+    add("--precision", choices=("auto", *PRECISIONS), default=config.PRECISION,
+        help="auto: the GPU's fast one, else fp32 (default: %(default)s)")
+    add("--num-workers", type=natural_int, default=config.NUM_WORKERS,
+        help="processes that load images (default: up to 4, here %(default)s)")
+    # fmt: on
+    add_crop_arguments(parser)
+    return parser
+
+
+def parse_args():
+    """Parse the command line, fill in the head's own defaults, check what argparse can't."""
+    args = get_args_parser().parse_args()
+    for name, value in config.HEADS[args.target].items():
+        if name != "classes" and getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.resize < 64:
+        raise InputError(f"--resize {args.resize}: the networks need 64 pixels or more")
+    if args.weights and args.no_pretrained:
+        raise InputError("--weights and --no-pretrained: give one of them")
+    return args
+
+
+def prepare_run(args):
+    """Make the run's folder and return it. Raises InputError when a run is there already."""
+    folder = Path(args.output_dir) / f"{args.target}_fold{args.fold}"
+    if (folder / "last.pth").exists() and not args.overwrite:
+        raise InputError(f"{folder}: holds a run; use --overwrite or another --output-dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output-dir {args.output_dir}: {error.strerror}") from error
+    return folder
+
+
+def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, precision):
+    """One pass over loader. Returns the mean loss per image."""
+    device = pixel_stats[0].device
+    # Summed on the device: reading the loss in every step would make the CPU wait for the GPU.
+    total = torch.zeros((), device=device)
+    network.train()
+    desc = f"epoch {loader.sampler.view}"
+    for images, targets in tqdm(loader, desc=desc, unit="batch", leave=False, disable=None):
+        images = normalize(images.to(device, non_blocking=True), *pixel_stats)
+        targets = targets.to(device, non_blocking=True)
+        with autocast(device, precision):
+            logits = network(images)
+        loss = criterion(logits.float(), targets)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        total += loss.detach() * len(images)
+    return float(total) / len(loader.dataset)
+
+
+@torch.inference_mode()
+def evaluate(network, loader, criterion, pixel_stats, precision):
+    """Returns the loss and the classification_scores, each over the whole of loader at once."""
+    device = pixel_stats[0].device
+    network.eval()
+    logits, targets = [], []
+    for images, batch_targets in loader:
+        images = normalize(images.to(device, non_blocking=True), *pixel_stats)
+        with autocast(device, precision):
+            logits.append(network(images).float())
+        targets.append(batch_targets)
+    logits, targets = torch.cat(logits).cpu(), torch.cat(targets)
+    loss = float(criterion(logits, targets))
+    predictions = logits.argmax(dim=1).numpy()
+    return {"loss": loss, **classification_scores(targets.numpy(), predictions, logits.shape[1])}
+
+
+def print_header(classes):
+    names = "".join(f"{'F1 ' + name:>14}" for name in classes)
+    print(f"epoch  train loss  valid loss  accuracy  macro-F1{names}  images/s  seconds")
+
+
+def print_epoch(row, classes, speed, seconds):
+    class_f1 = "".join(f"{row['f1_' + name]:>14.4f}" for name in classes)
+    print(
+        f"{row['epoch']:>5}{row['train_loss']:>12.4f}{row['valid_loss']:>12.4f}"
+        f"{row['accuracy']:>10.4f}{row['macro_f1']:>10.4f}{class_f1}{speed:>10.1f}{seconds:>9.1f}",
+        flush=True,
+    )
+
+
+def main():
+    args = parse_args()
+    device = pick_device(args.device)
+    precision = pick_precision(args.precision, device)
+    classes = config.HEADS[args.target]["classes"]
+    folder = prepare_run(args)
+    train_loader, valid_loader = load_fold(args, device)
+
+    torch.manual_seed(args.seed)
+    torch.backends.cudnn.benchmark = True
+    network = build_network(
+        args.model, len(classes), args.resize, args.weights, pretrained=not args.no_pretrained
+    ).to(device)
+    mean, std = normalization(args.model)
+    pixel_stats = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+    criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+
+    # All that test.py needs beside the weights.
+    description = {
+        "target": args.target,
+        "classes": list(classes),
+        "fold": args.fold,
+        "model": args.model,
+        "resize": args.resize,
+        "mean": list(mean),
+        "std": list(std),
+        "augment": args.augment,
+        "crop": crop_settings(args),
+    }
+    for name in ("best.pth", "last.pth", "log.csv"):  # of a run that --overwrite gives up
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / "config.json", vars(args))
+    print(
+        f"{args.target}, fold {args.fold}: {len(train_loader.dataset)} train and "
+        f"{len(valid_loader.dataset)} valid photos; {args.model} at {args.resize} px "
+        f"on {device} in {str(precision).removeprefix('torch.')} -> {folder}"
+    )
+    print_header(classes)
+    log, best_f1 = [], -1.0
+    for epoch in range(1, args.epochs + 1):
+        start = time.perf_counter()
+        # Seeded by epoch: what dropout draws depends on nothing that happened before.
+        torch.manual_seed(args.seed + epoch)
+        train_loader.sampler.view = epoch
+        train_loss = train_one_epoch(
+            network, train_loader, criterion, optimizer, scaler, pixel_stats, precision
+        )
+        speed = len(train_loader.dataset) / (time.perf_counter() - start)
+        scores = evaluate(network, valid_loader, criterion, pixel_stats, precision)
+        log.append(
+            {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "valid_loss": scores["loss"],
+                "accuracy": scores["accuracy"],
+                "macro_f1": scores["macro_f1"],
+                **{f"f1_{name}": f1 for name, f1 in zip(classes, scores["class_f1"])},
+            }
+        )
+        write_csv(folder / "log.csv", pd.DataFrame(log))
+        checkpoint = {
+            **description,
+            "epoch": epoch,
+            "valid_f1": scores["macro_f1"],
+            "network": network.state_dict(),
+        }
+        if scores["macro_f1"] > best_f1:
+            best_f1 = scores["macro_f1"]
+            save_checkpoint(folder / "best.pth", checkpoint)
+        checkpoint |= {
+            "best_f1": best_f1,
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+        }
+        save_checkpoint(folder / "last.pth", checkpoint)
+        print_epoch(log[-1], classes, speed, time.perf_counter() - start)
+    print(f"best valid macro-F1 {best_f1:.4f}: {folder / 'best.pth'}")
+
+
+if __name__ == "__main__":
+    run(main)

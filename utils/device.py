@@ -1,0 +1,47 @@
+"""Which device to compute on, and in which precision."""
+
+import torch
+
+from utils.cli import InputError
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_device(name):
+    """Return the torch.device for "auto" (the first GPU, else the CPU) or a name like "cuda:1".
+
+    Raises InputError where the name means nothing or that device isn't there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: not supported; use auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise InputError(f"--device {name}: torch sees {count} GPUs here; try --device auto")
+    return device
+
+
+def pick_precision(name, device):
+    """Return the dtype for autocast: torch.float32 means no mixed precision.
+
+    "auto" is bf16 from compute capability 8.0 on (A100, RTX 30), fp16 from 7.0 on (V100, T4),
+    and fp32 on older GPUs (P40: no fast half precision) and on the CPU.
+    """
+    if name != "auto":
+        if device.type == "cpu" and name == "fp16":
+            raise InputError("--precision fp16: needs a GPU; use fp32 or bf16 on a CPU")
+        return PRECISIONS[name]
+    if device.type == "cpu":
+        return torch.float32
+    major, _ = torch.cuda.get_device_capability(device)
+    return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+
+
+def autocast(device, precision):
+    """The context to run a network in; one that changes nothing for torch.float32."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
