@@ -97,6 +97,10 @@ def parse_args():
             setattr(args, name, value)
     if args.resize < 64:
         raise InputError(f"--resize {args.resize}: the networks need 64 pixels or more")
+    if args.age_border <= 30:
+        raise InputError(
+            f"--age-border {args.age_border}: has to be above 30, the border before it"
+        )
     if args.weights and args.no_pretrained:
         raise InputError("--weights and --no-pretrained: give one of them")
     return args

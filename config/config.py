@@ -65,4 +65,6 @@ AGE_VIEWS = 0  # the original's test-time mode for age used 7
 # machine
 DEVICE = "auto"
 PRECISION = "auto"
-NUM_WORKERS = min(4, os.cpu_count() or 1)
+# Not os.cpu_count(): a container may own fewer cores than the machine has.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+NUM_WORKERS = min(4, CORES)

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
+cv2.setNumThreads(1)  # with more, the same seed would draw other pixels on other machines
+
 SHOTS = ("mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal")
 
 WIDTH, HEIGHT = 384, 512  # px

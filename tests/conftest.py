@@ -16,7 +16,8 @@ SMALL = ["--model", "efficientnet-lite0", "--resize", "64", "--batch-size", "16"
 
 def run(*command, **options):
     """Run a script of the repository as a user does; returns the finished process."""
-    environment = {**os.environ, "PYTHONWARNINGS": "error::UserWarning"}
+    warnings = "error::UserWarning,ignore:This DataLoader will create:UserWarning"
+    environment = {**os.environ, "PYTHONWARNINGS": warnings}
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options,

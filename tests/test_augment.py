@@ -42,10 +42,9 @@ def test_pixels_do_not_depend_on_the_number_of_workers(photos, augment):
 
 
 def test_epochs_workers_and_seeds_never_repeat_each_other(photos, photo):
-    seen = [
-        *views(photos, 2, view=1)[0], *views(photos, 2, view=2)[0],
-        *views(photos, 2, view=1, seed=778)[0],
-    ]  # fmt: skip
+    passes = ({"view": 1}, {"view": 2}, {"view": 1, "seed": 778})
+    # Not age: a grid shuffle alone has only 24 outcomes.
+    seen = [image for each in passes for image in views(photos, 2, augment="gender", **each)[0]]
     plain = torch.from_numpy(apply_transform(build_transform(32), photo, [0]))
     changed = [image for image in seen if not torch.equal(image, plain)]
     assert len(changed) > len(seen) / 2
@@ -108,12 +107,13 @@ def test_augmentations_are_applied_independently_of_each_other(photo):
 
 def test_noise_has_the_originals_strength():
     (noise,) = (t for t in augmentations("age") if isinstance(t, A.GaussNoise))
+    assert noise.std_range == pytest.approx((0.0124, 0.0277), abs=1e-4)
     noise.p = 1.0
     grey = np.full((64, 64, 3), 128, np.uint8)
     stds = [float(apply_transform(A.Compose([noise]), grey, [i]).std()) for i in range(200)]
-    # Rounding to whole grey values adds a variance of 1/12.
-    assert min(stds) == pytest.approx((10 + 1 / 12) ** 0.5, rel=0.05)
-    assert max(stds) == pytest.approx((50 + 1 / 12) ** 0.5, rel=0.05)
+    # albumentations rounds noise towards zero, which takes up to 0.4 grey values off.
+    assert 10**0.5 - 0.45 < min(stds) < 10**0.5
+    assert 50**0.5 - 0.45 < max(stds) < 50**0.5
 
 
 def test_rotation_stays_within_20_degrees_and_repeats_the_border(photo):

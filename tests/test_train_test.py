@@ -131,7 +131,7 @@ def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
     from data.dataset import load_fold
 
     args = Namespace(
-        data_dir=sample_dir, crop_dir=None, target="age", fold=0, fold_seed=777, age_border=25,
+        data_dir=sample_dir, crop_dir=None, target="age", fold=0, fold_seed=777, age_border=31,
         resize=64, augment="none", seed=1, batch_size=8, num_workers=0, crop_batch_size=8,
         min_face_size=20, margin_x=20, margin_y=30, center_size=300,
     )  # fmt: skip
@@ -139,8 +139,9 @@ def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
     images = list_train_images(sample_dir)
     folds = assign_folds(images, 777)
     assert sorted(valid_loader.dataset.labels) == sorted(head_labels(images[folds == 0], "age"))
-    # With a border of 25 nobody is left between 30 and the border.
-    assert 1 not in train_loader.dataset.labels
+    train_people = images[folds != 0]
+    assert (train_loader.dataset.labels == np.digitize(train_people["age"], [30, 31])).all()
+    assert (train_loader.dataset.labels != head_labels(train_people, "age")).any()
     people = [
         {path.parent.name for path in loader.dataset.files}
         for loader in (train_loader, valid_loader)
@@ -267,6 +268,7 @@ def test_a_run_is_not_overwritten_unless_asked(runs_dir, sample_dir):
         (["--target", "age", "--loss", "hinge"], "hinge"),
         (["--target", "age", "--model", "resnet50"], "resnet50"),
         (["--target", "age", "--resize", "32"], "--resize"),
+        (["--target", "age", "--age-border", "30"], "--age-border"),
         (["--target", "age", "--device", "cuda:7"], "cuda:7"),
         (["--target", "age", "--weights", "x.pth", "--no-pretrained"], "--no-pretrained"),
         (["--target", "age", "--weights", "x.pth"], "x.pth"),
