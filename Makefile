@@ -10,7 +10,7 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 
 DEMO := demo
 TRAIN := $(BIN)/python train.py --data-dir $(DEMO)/data --output-dir $(DEMO)/runs --overwrite \
-	--model efficientnet-lite0 --resize 112 --lr 1e-3
+	--model efficientnet-lite0 --resize 112 --lr 3e-4 --batch-size 16
 
 .PHONY: demo test lint clean
 
@@ -28,9 +28,9 @@ $(DEMO)/data: | $(VENV)/ready
 
 demo: $(VENV)/ready $(DEMO)/data
 	$(BIN)/python -m data.crop --data-dir $(DEMO)/data
-	$(TRAIN) --target mask --epochs 2
-	$(TRAIN) --target gender --epochs 3
-	$(TRAIN) --target age --epochs 5
+	$(TRAIN) --target mask --epochs 4
+	$(TRAIN) --target gender --epochs 4
+	$(TRAIN) --target age --epochs 6
 	$(BIN)/python test.py --data-dir $(DEMO)/data --runs $(DEMO)/runs \
 		--output $(DEMO)/submission.csv --answers $(DEMO)/data/eval/answers.csv
 
