@@ -17,9 +17,18 @@ from data.dataset import FaceDataset, build_loader
 from data.labels import merge_labels, read_info, read_table, split_classes
 from models.network import build_network
 from utils.checkpoint import load_checkpoint
-from utils.cli import ArgumentParser, InputError, natural_int, positive_int, run
-from utils.device import PRECISIONS, autocast, pick_device, pick_precision
-from utils.files import write_csv
+from utils.cli import (
+    ArgumentParser,
+    InputError,
+    add_data_arguments,
+    add_machine_arguments,
+    add_precision_argument,
+    natural_int,
+    positive_int,
+    run,
+)
+from utils.device import autocast, pick_device, pick_precision
+from utils.files import make_folder, write_csv
 from utils.metrics import classification_scores
 
 COLUMNS = [f"{target}_{name}" for target, head in config.HEADS.items() for name in head["classes"]]
@@ -29,25 +38,22 @@ def get_args_parser():
     parser = ArgumentParser(description="Merge the three heads into a submission.")
     # fmt: off
     add = parser.add_argument
-    add("--data-dir", default=config.DATA_DIR,
-        help="folder with eval/ (default: input/data, or what MAG_DATA_DIR says)")
-    add("--crop-dir", default=config.CROP_DIR, help="where crops go (default: the data directory)")
+    add_data_arguments(add)
     add("--runs", default=config.OUTPUT_DIR,
         help="folder with the runs of train.py (default: %(default)s)")
-    add("--output", default=config.OUTPUT, help="(default: %(default)s)")
-    add("--answers", metavar="FILE", help="CSV with ImageID and the true ans, to print the score")
+    add("--output", default=config.OUTPUT,
+        help="the submission; probabilities.csv goes beside it (default: %(default)s)")
+    add("--answers", metavar="FILE",
+        help="CSV with ImageID and the true ans, to print the score (default: no score)")
     add("--age-views", type=natural_int, default=config.AGE_VIEWS,
         help="augmented views of each image that the age head sees beside the plain one; "
         "the original took 7 (default: %(default)s)")
-    add("--batch-size", type=positive_int, default=config.PREDICT_BATCH_SIZE,
-        help="(default: %(default)s)")
+    add("--batch-size", type=positive_int, default=config.BATCH_SIZE,
+        help="images a step (default: %(default)s)")
     add("--crop-batch-size", type=positive_int, default=config.CROP_BATCH_SIZE,
         help="photos of 384 x 512 that the detector takes at once (default: %(default)s)")
-    add("--device", default=config.DEVICE, help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
-    add("--precision", choices=("auto", *PRECISIONS), default=config.PRECISION,
-        help="auto: the GPU's fast one, else fp32 (default: %(default)s)")
-    add("--num-workers", type=natural_int, default=config.NUM_WORKERS,
-        help="processes that load images (default: up to 4, here %(default)s)")
+    add_machine_arguments(add)
+    add_precision_argument(add)
     # fmt: on
     return parser
 
@@ -82,67 +88,88 @@ def load_network(checkpoint, device):
     return network.to(device).eval()
 
 
-@torch.inference_mode()
-def predict(checkpoints, files, view, args, device, precision):
-    """Softmax of each head for each image, averaged over the head's folds.
+def views_of(checkpoint, age_views):
+    """What a checkpoint's network looks at: [(resize, augmentation, number of the view)]."""
+    plain = (checkpoint["resize"], "none", 0)
+    if checkpoint["target"] != "age":
+        return [plain]
+    augmented = (checkpoint["resize"], checkpoint["augment"])
+    return [plain, *((*augmented, number) for number in range(1, age_views + 1))]
 
-    checkpoints: {target: [checkpoint]}; files: paths of N crops; view: 0 for plain images, else
-    the number of a view augmented as in the training of the head.
+
+@torch.inference_mode()
+def predict(checkpoints, files, args, device, precision):
+    """Softmax of each head for each image, averaged over the head's folds and views.
+
+    checkpoints: {target: [checkpoint]}; files: paths of N crops.
     Returns {target: float64 (N, classes)}, each row summing to 1. An image is read once for all
     networks, and resized once for all that share a size.
     """
-    members = [
+    views = sorted(
         {
-            **checkpoint,
-            "network": load_network(checkpoint, device),
-            "pixel_stats": [
-                torch.tensor(checkpoint[name], device=device) for name in ("mean", "std")
-            ],
-            "input": (checkpoint["resize"], checkpoint["augment"] if view else "none"),
+            view
+            for folds in checkpoints.values()
+            for checkpoint in folds
+            for view in views_of(checkpoint, args.age_views)
         }
-        for folds in checkpoints.values()
-        for checkpoint in folds
-    ]
-    inputs = sorted({member["input"] for member in members})
-    transforms = [build_transform(resize, augment) for resize, augment in inputs]
+    )
+    transforms = [build_transform(resize, augment) for resize, augment, _ in views]
     dataset = FaceDataset(files, np.arange(len(files)), transforms, seed=config.SEED)
     loader = build_loader(dataset, args.batch_size, args.num_workers, device)
-    loader.sampler.view = view
+    members = [
+        (
+            target,
+            load_network(checkpoint, device),
+            torch.tensor([checkpoint["mean"], checkpoint["std"]], device=device),
+            [views.index(view) for view in views_of(checkpoint, args.age_views)],
+        )
+        for target, folds in checkpoints.items()
+        for checkpoint in folds
+    ]
     total = {
-        target: np.zeros((len(files), len(folds[0]["classes"])))
+        target: torch.zeros(len(files), len(folds[0]["classes"]), dtype=torch.float64)
         for target, folds in checkpoints.items()
     }
-    progress = tqdm(total=len(files), desc=f"view {view}", unit="images", disable=None)
-    for *images, rows in loader:
-        batches = dict(zip(inputs, (batch.to(device, non_blocking=True) for batch in images)))
-        for member in members:
-            pixels = normalize(batches[member["input"]], *member["pixel_stats"])
-            with autocast(device, precision):
-                logits = member["network"](pixels)
-            total[member["target"]][rows] += logits.float().softmax(1).cpu().numpy()
-        progress.update(len(rows))
-    progress.close()
-    return {target: total[target] / len(folds) for target, folds in checkpoints.items()}
+    with tqdm(total=len(files), desc="predict", unit="images", disable=None) as progress:
+        for *images, rows in loader:
+            images = [view.to(device, non_blocking=True) for view in images]
+            for target, network, pixel_stats, places in members:
+                for place in places:
+                    with autocast(device, precision):
+                        logits = network(normalize(images[place], *pixel_stats))
+                    total[target][rows] += logits.float().softmax(dim=1).cpu()
+            progress.update(len(rows))
+    return {
+        target: (sums / sums.sum(dim=1, keepdim=True)).numpy() for target, sums in total.items()
+    }
 
 
-def score(classes, info, answers):
-    """Print the 18-class macro-F1 and accuracy and each head's macro-F1 against a CSV of answers.
+def read_answers(path, info):
+    """The true classes of info's images, int64 (N,), from a CSV with ImageID and ans.
 
-    Raises InputError when the answers do not cover every image, or are no classes.
+    Raises InputError when an image has no answer, or not one class from 0 to 17.
     """
-    table = read_table(answers, ["ImageID", "ans"], "give the true classes").drop_duplicates(
-        "ImageID"
-    )
-    truth = info["ImageID"].map(table.set_index("ImageID")["ans"])
-    truth = pd.to_numeric(truth, errors="coerce")
-    if not truth.isin(range(18)).all():
-        missing = info["ImageID"][~truth.isin(range(18))]
-        raise InputError(f"{answers}: no class from 0 to 17 for {len(missing)} images, "
-                         f"{missing.iloc[0]} first")  # fmt: skip
-    truth = truth.to_numpy(dtype=np.int64)
-    scores = classification_scores(truth, classes, 18)
+    table = read_table(path, ["ImageID", "ans"], "it should hold the true classes")
+    if table["ImageID"].duplicated().any():
+        twice = table["ImageID"][table["ImageID"].duplicated()].iloc[0]
+        raise InputError(f"{path}: ImageID {twice} stands there twice")
+    classes = pd.to_numeric(table.set_index("ImageID")["ans"], errors="coerce")
+    answers = info["ImageID"].map(classes)
+    wrong = info["ImageID"][~answers.isin(range(18))]
+    if len(wrong):
+        raise InputError(
+            f"{path}: no class from 0 to 17 for {len(wrong)} images, first {wrong.iloc[0]}"
+        )
+    return answers.to_numpy(dtype=np.int64)
+
+
+def print_scores(answers, classes):
+    """Print macro-F1 and accuracy over the 18 classes and for each head; both int64 (N,)."""
+    scores = classification_scores(answers, classes, 18)
     print(f"18 classes: macro-F1 {scores['macro_f1']:.4f}, accuracy {scores['accuracy']:.4f}")
-    for target, true, predicted in zip(config.HEADS, split_classes(truth), split_classes(classes)):
+    for target, true, predicted in zip(
+        config.HEADS, split_classes(answers), split_classes(classes)
+    ):
         scores = classification_scores(true, predicted, len(config.HEADS[target]["classes"]))
         print(f"{target}: macro-F1 {scores['macro_f1']:.4f}, accuracy {scores['accuracy']:.4f}")
 
@@ -151,32 +178,35 @@ def main():
     args = get_args_parser().parse_args()
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
+    torch.backends.cudnn.benchmark = True
+    # All that can be wrong, before any work.
     checkpoints = find_checkpoints(args.runs)
+    if args.age_views and any(fold["augment"] == "none" for fold in checkpoints["age"]):
+        raise InputError(
+            "--age-views: an age head was trained without augmentation, so has no views"
+        )
     info = read_info(args.data_dir)
-
-    settings = checkpoints["mask"][0]["crop"]
-    crop_split(args, "eval", info["ImageID"].tolist(), settings, device)
-    folder = crop_folder(args.data_dir, args.crop_dir, "eval")
-    files = [folder / image for image in info["ImageID"]]
-
-    probabilities = predict(checkpoints, files, 0, args, device, precision)
-    age_only = {"age": checkpoints["age"]}
-    for view in range(1, args.age_views + 1):
-        probabilities["age"] += predict(age_only, files, view, args, device, precision)["age"]
-    probabilities["age"] /= 1 + args.age_views
-
-    classes = merge_labels(*(probabilities[target].argmax(1) for target in config.HEADS))
-    table = np.concatenate([probabilities[target] for target in config.HEADS], axis=1)
+    answers = read_answers(args.answers, info) if args.answers else None
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir() or output.name == "probabilities.csv":
+        raise InputError(f"--output {output}: name a file, and not probabilities.csv")
+    make_folder(output.parent, "give another --output")
+
+    files = info["ImageID"].tolist()
+    settings = checkpoints["mask"][0]["crop"]
+    crop_split(args, "eval", files, ["any shot"] * len(files), settings, device)
+    folder = crop_folder(args.data_dir, args.crop_dir, "eval")
+    heads = predict(checkpoints, [folder / file for file in files], args, device, precision)
+
+    classes = merge_labels(*(heads[target].argmax(axis=1) for target in config.HEADS))
     write_csv(output, info.assign(ans=classes))
-    table = pd.DataFrame(table.round(6), columns=COLUMNS)
-    table.insert(0, "ImageID", info["ImageID"])
+    table = np.concatenate([heads[target] for target in config.HEADS], axis=1).round(6)
+    table = pd.DataFrame(table, columns=COLUMNS, index=info["ImageID"]).reset_index()
     write_csv(output.with_name("probabilities.csv"), table)
     counts = ", ".join(f"{len(folds)} {target}" for target, folds in checkpoints.items())
     print(f"{len(info)} images, networks: {counts} -> {output}")
-    if args.answers:
-        score(classes, info, args.answers)
+    if answers is not None:
+        print_scores(answers, classes)
 
 
 if __name__ == "__main__":

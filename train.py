@@ -6,6 +6,7 @@ python train.py --target age --lr 1e-4 --epochs 4
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -20,15 +21,21 @@ from utils.checkpoint import save_checkpoint
 from utils.cli import (
     ArgumentParser,
     InputError,
+    add_data_arguments,
+    add_machine_arguments,
+    add_precision_argument,
     fraction,
-    natural_int,
+    natural_float,
     positive_float,
     positive_int,
     run,
+    seed,
 )
-from utils.device import PRECISIONS, autocast, pick_device, pick_precision
-from utils.files import write_csv, write_json
+from utils.device import autocast, pick_device, pick_precision
+from utils.files import make_folder, write_csv, write_json
 from utils.metrics import classification_scores
+
+RUN_FILES = ("best.pth", "last.pth", "log.csv")
 
 
 def by_head(name):
@@ -42,48 +49,47 @@ def get_args_parser():
     parser.add_argument("--target", choices=config.HEADS, required=True, help="which head")
 
     add = parser.add_argument_group("data").add_argument
-    add("--data-dir", default=config.DATA_DIR,
-        help="folder with train/ (default: input/data, or what MAG_DATA_DIR says)")
-    add("--crop-dir", default=config.CROP_DIR, help="where crops go (default: the data directory)")
+    add_data_arguments(add)
     add("--output-dir", default=config.OUTPUT_DIR,
         help="the run goes to <target>_fold<k> in it (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace a run that is there (default: refuse)")
     add("--fold", type=int, choices=range(config.NUM_FOLDS), default=config.FOLD,
         help="the fold to validate on; the others train (default: %(default)s)")
-    add("--fold-seed", type=natural_int, default=config.FOLD_SEED,
+    add("--fold-seed", type=seed, default=config.FOLD_SEED,
         help="who is in which fold (default: %(default)s)")
-    add("--age-border", type=positive_int, default=config.AGE_BORDER,
-        help="training labels: age from which on a person is 60+ (default: %(default)s)")
+    add("--age-border", type=positive_int,
+        help="training labels of the age head: from which age on a person is 60+ "
+        f"(default: {config.AGE_BORDER})")
     add("--augment", choices=AUGMENTATIONS,
-        help=f"augmentation of which head (default: {by_head('augment')})")
+        help=f"whose augmentation (default: {by_head('augment')})")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", choices=NETWORKS, default=config.MODEL,
-        metavar="NAME", help=f"{', '.join(NETWORKS)} (default: %(default)s)")
+    add("--model", choices=NETWORKS, default=config.MODEL, metavar="NAME",
+        help=f"{', '.join(NETWORKS)} (default: %(default)s)")
     add("--resize", type=int, default=config.RESIZE,
         help="side of the network's input in pixels, 64 or more (default: %(default)s)")
-    add("--weights", metavar="FILE", help="start from this file (default: ImageNet weights)")
-    add("--no-pretrained", action="store_true", help="start from random weights")
+    add("--weights", metavar="FILE",
+        help="state dict to start from (default: ImageNet weights)")
+    add("--no-pretrained", action="store_true",
+        help="start from random weights (default: ImageNet weights)")
 
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=positive_int, help=f"(default: {by_head('epochs')})")
+    add("--epochs", type=positive_int,
+        help=f"passes over the train set (default: {by_head('epochs')})")
     add("--lr", type=positive_float, help=f"learning rate of Adam (default: {by_head('lr')})")
     add("--batch-size", type=positive_int, default=config.BATCH_SIZE,
-        help="(default: %(default)s)")
-    add("--loss", choices=LOSSES, help=f"(default: {by_head('loss')})")
-    add("--focal-gamma", type=positive_float, default=config.FOCAL_GAMMA,
-        help="of the loss focal (default: %(default)s)")
-    add("--label-smoothing", type=fraction, default=config.LABEL_SMOOTHING,
-        help="of the loss label_smoothing (default: %(default)s)")
-    add("--seed", type=natural_int, default=config.SEED,
+        help="images a step (default: %(default)s)")
+    add("--loss", choices=LOSSES, help=f"what is minimised (default: {by_head('loss')})")
+    add("--focal-gamma", type=natural_float,
+        help=f"exponent of the loss focal (default: {config.FOCAL_GAMMA})")
+    add("--label-smoothing", type=fraction,
+        help=f"share of the loss label_smoothing (default: {config.LABEL_SMOOTHING})")
+    add("--seed", type=seed, default=config.SEED,
         help="of weights, order and augmentation (default: %(default)s)")
 
     add = parser.add_argument_group("machine").add_argument
-    add("--device", default=config.DEVICE, help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
-    add("--precision", choices=("auto", *PRECISIONS), default=config.PRECISION,
-        help="auto: the GPU's fast one, else fp32 (default: %(default)s)")
-    add("--num-workers", type=natural_int, default=config.NUM_WORKERS,
-        help="processes that load images (default: up to 4, here %(default)s)")
+    add_machine_arguments(add)
+    add_precision_argument(add)
     # fmt: on
     add_crop_arguments(parser)
     return parser
@@ -95,36 +101,42 @@ def parse_args():
     for name, value in config.HEADS[args.target].items():
         if name != "classes" and getattr(args, name) is None:
             setattr(args, name, value)
-    if args.resize < 64:
-        raise InputError(f"--resize {args.resize}: the networks need 64 pixels or more")
+    for name, used, where in (
+        ("age_border", args.target == "age", "--target age"),
+        ("focal_gamma", args.loss == "focal", "--loss focal"),
+        ("label_smoothing", args.loss == "label_smoothing", "--loss label_smoothing"),
+    ):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(config, name.upper()))
+        elif not used:
+            raise InputError(f"--{name.replace('_', '-')}: does nothing without {where}")
     if args.age_border <= 30:
         raise InputError(
             f"--age-border {args.age_border}: has to be above 30, the border before it"
         )
+    if args.resize < 64:
+        raise InputError(f"--resize {args.resize}: the networks need 64 pixels or more")
     if args.weights and args.no_pretrained:
         raise InputError("--weights and --no-pretrained: give one of them")
     return args
 
 
-def prepare_run(args):
-    """Make the run's folder and return it. Raises InputError when a run is there already."""
+def prepare_folder(args):
+    """Make the run's folder and return it. Raises InputError when it holds a run already."""
     folder = Path(args.output_dir) / f"{args.target}_fold{args.fold}"
-    if (folder / "last.pth").exists() and not args.overwrite:
+    if not args.overwrite and any((folder / name).exists() for name in RUN_FILES):
         raise InputError(f"{folder}: holds a run; use --overwrite or another --output-dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output-dir {args.output_dir}: {error.strerror}") from error
+    make_folder(folder, "give another --output-dir")
     return folder
 
 
 def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, precision):
     """One pass over loader. Returns the mean loss per image."""
-    device = pixel_stats[0].device
+    device = pixel_stats.device
     # Summed on the device: reading the loss in every step would make the CPU wait for the GPU.
     total = torch.zeros((), device=device)
     network.train()
-    desc = f"epoch {loader.sampler.view}"
+    desc = f"epoch {loader.sampler.epoch}"
     for images, targets in tqdm(loader, desc=desc, unit="batch", leave=False, disable=None):
         images = normalize(images.to(device, non_blocking=True), *pixel_stats)
         targets = targets.to(device, non_blocking=True)
@@ -142,7 +154,7 @@ def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, 
 @torch.inference_mode()
 def evaluate(network, loader, criterion, pixel_stats, precision):
     """Returns the loss and the classification_scores, each over the whole of loader at once."""
-    device = pixel_stats[0].device
+    device = pixel_stats.device
     network.eval()
     logits, targets = [], []
     for images, batch_targets in loader:
@@ -175,19 +187,20 @@ def main():
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
     classes = config.HEADS[args.target]["classes"]
-    folder = prepare_run(args)
-    train_loader, valid_loader = load_fold(args, device)
-
+    # The network before the data: a failed download shows before thousands of photos are cropped.
     torch.manual_seed(args.seed)
-    torch.backends.cudnn.benchmark = True
     network = build_network(
         args.model, len(classes), args.resize, args.weights, pretrained=not args.no_pretrained
     ).to(device)
+    folder = prepare_folder(args)
+    train_loader, valid_loader = load_fold(args, device)
+
     mean, std = normalization(args.model)
-    pixel_stats = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+    pixel_stats = torch.tensor([mean, std], device=device)
     criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing)
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    torch.backends.cudnn.benchmark = True
 
     # All that test.py needs beside the weights.
     description = {
@@ -201,7 +214,7 @@ def main():
         "augment": args.augment,
         "crop": crop_settings(args),
     }
-    for name in ("best.pth", "last.pth", "log.csv"):  # of a run that --overwrite gives up
+    for name in RUN_FILES:  # of a run that --overwrite gives up
         (folder / name).unlink(missing_ok=True)
     write_json(folder / "config.json", vars(args))
     print(
@@ -214,8 +227,8 @@ def main():
     for epoch in range(1, args.epochs + 1):
         start = time.perf_counter()
         # Seeded by epoch: what dropout draws depends on nothing that happened before.
-        torch.manual_seed(args.seed + epoch)
-        train_loader.sampler.view = epoch
+        torch.manual_seed(int(np.random.SeedSequence([args.seed, epoch]).generate_state(1)[0]))
+        train_loader.sampler.epoch = epoch
         train_loss = train_one_epoch(
             network, train_loader, criterion, optimizer, scaler, pixel_stats, precision
         )

@@ -18,9 +18,16 @@ from tqdm import tqdm
 from config import config
 from data.images import load_image, upright_size
 from data.labels import list_train_images, read_info
-from utils.cli import ArgumentParser, natural_int, positive_int, run
+from utils.cli import (
+    ArgumentParser,
+    add_data_arguments,
+    add_machine_arguments,
+    natural_int,
+    positive_int,
+    run,
+)
 from utils.device import pick_device
-from utils.files import atomic_write, write_csv, write_json
+from utils.files import atomic_write, make_folder, write_csv, write_json
 
 CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
 COLUMNS = ["file", "method", "x0", "y0", "x1", "y1", "prob"]
@@ -93,8 +100,8 @@ def find_boxes(detector, images, settings):
     "center" with the central box and prob NaN.
     """
     height, width = images.shape[1:3]
-    # MTCNN's pyramid is empty, an error there, for an image smaller than its smallest face.
-    if min(height, width) >= settings["min_face_size"]:
+    # What MTCNN asks of its first pyramid level; an image that has none is an error there.
+    if min(height, width) * (12 / settings["min_face_size"]) >= 12:
         found, probs = detector.detect(images)
     else:
         found, probs = [None] * len(images), [None] * len(images)
@@ -158,7 +165,7 @@ def crop_images(source, folder, files, settings, device, batch_size, num_workers
 
     settings: from crop_settings; others than those of the crops in folder make all of them anew.
     Returns the manifest, one row a file in the order of files, and how many crops were made.
-    Raises InputError for a photo that can't be read.
+    Raises InputError for a photo that can't be read and a folder that can't be written.
     """
     done = {row["file"]: row for row in read_manifest(folder, settings).to_dict("records")}
     todo = [file for file in files if file not in done or not (folder / file).exists()]
@@ -168,7 +175,7 @@ def crop_images(source, folder, files, settings, device, batch_size, num_workers
 
     if not todo:
         return manifest(), 0
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "give another one with --crop-dir")
     for file in todo:
         done.pop(file, None)
     # First the shorter manifest, then the new settings: a crop of the old ones never counts as new.
@@ -176,31 +183,35 @@ def crop_images(source, folder, files, settings, device, batch_size, num_workers
     write_json(folder.parent / "crops.json", settings)
     detector = build_detector(settings, device)
     unsaved = 0
-    with (
-        ThreadPoolExecutor(max(1, num_workers)) as pool,
-        tqdm(total=len(todo), desc=f"crop {folder}", unit="images", disable=None) as progress,
-    ):
-        sizes = list(pool.map(lambda file: upright_size(source / file), todo))
-        batches = equal_size_batches(sizes, batch_size)
-        for batch, images in prefetch(pool, lambda i: load_image(source / todo[i]), batches):
-            results = find_boxes(detector, np.stack(images), settings)
-            paths = [folder / todo[index] for index in batch]
-            list(pool.map(save_crop, images, (box for _, box, _ in results), paths))
-            for index, (method, box, prob) in zip(batch, results):
-                done[todo[index]] = dict(zip(COLUMNS, (todo[index], method, *box, prob)))
-            progress.update(len(batch))
-            unsaved += len(batch)
-            if unsaved >= SAVE_EVERY:
-                write_csv(folder.parent / "crops.csv", manifest())
-                unsaved = 0
-    write_csv(folder.parent / "crops.csv", manifest())
+    try:
+        with (
+            ThreadPoolExecutor(max(1, num_workers)) as pool,
+            tqdm(total=len(todo), desc=f"crop {folder}", unit="images", disable=None) as progress,
+        ):
+            sizes = list(pool.map(lambda file: upright_size(source / file), todo))
+            batches = equal_size_batches(sizes, batch_size)
+            for batch, images in prefetch(pool, lambda i: load_image(source / todo[i]), batches):
+                results = find_boxes(detector, np.stack(images), settings)
+                paths = [folder / todo[index] for index in batch]
+                list(pool.map(save_crop, images, (box for _, box, _ in results), paths))
+                for index, (method, box, prob) in zip(batch, results):
+                    done[todo[index]] = dict(zip(COLUMNS, (todo[index], method, *box, prob)))
+                progress.update(len(batch))
+                unsaved += len(batch)
+                if unsaved >= SAVE_EVERY:
+                    write_csv(folder.parent / "crops.csv", manifest())
+                    unsaved = 0
+    finally:  # an error, or Ctrl-C, loses no crop that is finished
+        write_csv(folder.parent / "crops.csv", manifest())
     return manifest(), len(todo)
 
 
-def crop_split(args, split, files, settings, device):
-    """Crop what is missing of split ("train" or "eval"); print a summary if anything was.
+def crop_split(args, split, files, shots, settings, device, report=False):
+    """Crop what is missing of split, "train" or "eval"; print a summary if anything was.
 
-    files: relative to the split's images folder. Returns the manifest in the order of files.
+    files: relative to the split's images folder; shots: a name each, to count misses by;
+    report: print the summary in any case.
+    Returns the manifest in the order of files. Raises InputError as crop_images does.
     """
     start = time.perf_counter()
     source = Path(args.data_dir) / split / "images"
@@ -211,6 +222,8 @@ def crop_split(args, split, files, settings, device):
     if made:
         speed = made / (time.perf_counter() - start)
         print(f"{split}: {made} photos cropped to {folder} ({speed:.1f} images/s)")
+    if made or report:
+        print_summary(split, manifest, shots)
     return manifest
 
 
@@ -218,23 +231,17 @@ def print_summary(split, manifest, shots):
     """Print how many of the images have no face, in all and by shot."""
     missed = manifest["method"] == "center"
     print(f"{split}: {len(manifest)} images, {missed.sum()} without a face (cropped centrally)")
-    for shot, group in missed.groupby(pd.Series(shots, index=missed.index)):
+    for shot, group in missed.groupby(np.array(shots)):
         print(f"  {shot:<16}{len(group):>6} images{group.sum():>6} without a face")
 
 
 def get_args_parser():
     parser = ArgumentParser("python -m data.crop", description="Crop the face out of every photo.")
     add = parser.add_argument
-    # fmt: off
-    add("--data-dir", default=config.DATA_DIR,
-        help="folder with train/ and eval/ (default: %(default)s, or MAG_DATA_DIR)")
-    add("--crop-dir", default=config.CROP_DIR, help="where crops go (default: the data directory)")
+    add_data_arguments(add)
     add("--split", choices=("train", "eval", "both"), default="both",
-        help="which photos (default: %(default)s)")
-    add("--device", default=config.DEVICE, help="auto, cpu, cuda or cuda:1 (default: %(default)s)")
-    add("--num-workers", type=natural_int, default=config.NUM_WORKERS,
-        help="threads that read and write images (default: %(default)s)")
-    # fmt: on
+        help="which photos (default: %(default)s)")  # fmt: skip
+    add_machine_arguments(add)
     add_crop_arguments(parser)
     return parser
 
@@ -243,14 +250,16 @@ def main():
     args = get_args_parser().parse_args()
     device = pick_device(args.device)
     settings = crop_settings(args)
+    # Both lists before any work: what is wrong with them shows at once.
+    todo = []
     if args.split != "eval":
         images = list_train_images(args.data_dir)
-        manifest = crop_split(args, "train", images["file"].tolist(), settings, device)
-        print_summary("train", manifest, images["shot"])
+        todo.append(("train", images["file"].tolist(), images["shot"].tolist()))
     if args.split != "train":
         info = read_info(args.data_dir)
-        manifest = crop_split(args, "eval", info["ImageID"].tolist(), settings, device)
-        print_summary("eval", manifest, ["all shots"] * len(info))
+        todo.append(("eval", info["ImageID"].tolist(), ["any shot"] * len(info)))
+    for split, files, shots in todo:
+        crop_split(args, split, files, shots, settings, device, report=True)
 
 
 if __name__ == "__main__":

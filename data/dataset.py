@@ -14,8 +14,8 @@ class FaceDataset(Dataset):
     """Cropped faces at one or more sizes, each with its label.
 
     files: paths of crops; labels: int64 (N,); transforms: from build_transform, one a size.
-    An item's key is (view, index): view is the epoch in training, the number of the augmented
-    view in prediction. An item's pixels depend on seed, view and index alone.
+    An item's key is (epoch, index); its pixels depend on these, seed and the transform's place
+    in the list alone, so that a transform listed twice gives two views.
     Items: one uint8 RGB tensor (resize, resize, 3) per transform, then the label.
     """
 
@@ -26,21 +26,24 @@ class FaceDataset(Dataset):
         return len(self.files)
 
     def __getitem__(self, key):
-        view, index = key
+        epoch, index = key
         image = load_image(self.files[index])
-        seed = [self.seed, view, index]
-        images = (torch.from_numpy(apply_transform(t, image, seed)) for t in self.transforms)
+        images = (
+            # Places count from 1: numpy takes [1, 2] and [1, 2, 0] for one seed.
+            torch.from_numpy(apply_transform(transform, image, [self.seed, epoch, index, place]))
+            for place, transform in enumerate(self.transforms, start=1)
+        )
         return *images, self.labels[index]
 
 
-class ViewSampler(Sampler):
-    """Yields the keys (view, index) of a FaceDataset; set .view before each pass.
+class EpochSampler(Sampler):
+    """Yields the keys (epoch, index) of a FaceDataset; set .epoch before each pass.
 
-    The view travels to the workers with each index, so that workers can live through all epochs.
+    The epoch travels to the workers with each index, so that workers can live through all epochs.
     """
 
     def __init__(self, size, shuffle, seed):
-        self.size, self.shuffle, self.seed, self.view = size, shuffle, seed, 0
+        self.size, self.shuffle, self.seed, self.epoch = size, shuffle, seed, 0
 
     def __len__(self):
         return self.size
@@ -48,16 +51,16 @@ class ViewSampler(Sampler):
     def __iter__(self):
         order = range(self.size)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.view]).permutation(self.size)
-        return ((self.view, int(index)) for index in order)
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        return ((self.epoch, int(index)) for index in order)
 
 
 def build_loader(dataset, batch_size, num_workers, device, shuffle=False):
-    """A DataLoader over dataset whose sampler is a ViewSampler, at loader.sampler."""
+    """A DataLoader over dataset whose sampler, at loader.sampler, is an EpochSampler."""
     return DataLoader(
         dataset,
         batch_size,
-        sampler=ViewSampler(len(dataset), shuffle, dataset.seed),
+        sampler=EpochSampler(len(dataset), shuffle, dataset.seed),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=device.type == "cuda",
@@ -75,8 +78,8 @@ def load_fold(args, device):
     """
     images = list_train_images(args.data_dir)
     folds = assign_folds(images, args.fold_seed)
-    settings = crop_settings(args)
-    crop_split(args, "train", images["file"].tolist(), settings, device)
+    files, shots = images["file"].tolist(), images["shot"].tolist()
+    crop_split(args, "train", files, shots, crop_settings(args), device)
     folder = crop_folder(args.data_dir, args.crop_dir, "train")
 
     def loader(rows, labels, augment, shuffle):

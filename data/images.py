@@ -8,6 +8,7 @@ from PIL import Image, ImageOps
 from utils.cli import InputError
 
 EXIF_ORIENTATION = 0x0112
+LYING = (5, 6, 7, 8)  # the orientations that swap width and height
 
 
 @contextlib.contextmanager
@@ -29,8 +30,8 @@ def load_image(path):
 
 
 def upright_size(path):
-    """Return (width, height) as load_image gives them, from the header alone. Raises InputError."""
+    """Return (width, height) as load_image gives them, for a JPEG without decoding it."""
     with open_image(path) as image:
         width, height = image.size
-        turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-        return (height, width) if turned else (width, height)
+        lying = image.getexif().get(EXIF_ORIENTATION) in LYING
+        return (height, width) if lying else (width, height)

@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from data.labels import GENDER_LABELS, SHOT_LABELS, age_labels, merge_labels
 from data.portrait import SHOTS, draw_shot, draw_traits
-from utils.cli import ArgumentParser, InputError, natural_int, positive_int, run
+from utils.cli import ArgumentParser, InputError, positive_int, run
+from utils.cli import seed as seed_type
 from utils.files import write_csv
 
-GENDERS = ("male", "female")  # in the order of the official classes, as are the ages
+GENDERS = ("male", "female")
 AGES = ((18, 29), (30, 59), (60, 80))
 COMBINATIONS = len(GENDERS) * len(AGES)
 TRAIN, EVAL = 0, 1  # set numbers in the random seeds
@@ -35,8 +37,9 @@ def draw_person(seed, set_number, index):
 
 
 def official_class(traits, shot):
-    mask = {"incorrect_mask": 1, "normal": 2}.get(shot, 0)
-    return mask * 6 + (not traits.male) * 3 + (traits.age >= 30) + (traits.age >= 60)
+    mask = SHOT_LABELS[shot.rstrip("12345")]
+    gender = GENDER_LABELS["male" if traits.male else "female"]
+    return int(merge_labels(mask, gender, age_labels(traits.age)))
 
 
 def write_photo(path, photo):
@@ -105,7 +108,7 @@ def get_args_parser():
         help="people to train on (default: %(default)s)")
     add("--eval-people", type=positive_int,
         help="other people to submit for (default: a quarter of --people, at least 6)")
-    add("--seed", type=natural_int, default=777, help="who is drawn (default: %(default)s)")
+    add("--seed", type=seed_type, default=777, help="who is drawn (default: %(default)s)")
     # fmt: on
     return parser
 

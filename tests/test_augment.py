@@ -1,4 +1,5 @@
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -23,39 +24,46 @@ def photos(tmp_path, photo):
     return paths
 
 
-def views(paths, num_workers, view, augment="age", shuffle=False, seed=777):
+def batches(paths, num_workers, epoch, augment="age", shuffle=False, seed=777):
     dataset = FaceDataset(paths, np.arange(len(paths)), [build_transform(32, augment)], seed)
     loader = build_loader(dataset, 4, num_workers, CPU, shuffle)
-    loader.sampler.view = view
+    loader.sampler.epoch = epoch
     images, labels = zip(*loader)
     return torch.cat(images), torch.cat(labels)
 
 
 @pytest.mark.parametrize("augment", ["mask", "age", "gender"])
 def test_pixels_do_not_depend_on_the_number_of_workers(photos, augment):
-    for view in (1, 2):
-        alone, order = views(photos, 0, view, augment, shuffle=True)
+    for epoch in (1, 2):
+        alone, order = batches(photos, 0, epoch, augment, shuffle=True)
         for num_workers in (1, 3):
-            images, labels = views(photos, num_workers, view, augment, shuffle=True)
+            images, labels = batches(photos, num_workers, epoch, augment, shuffle=True)
             assert torch.equal(labels, order)
             assert torch.equal(images, alone)
 
 
 def test_epochs_workers_and_seeds_never_repeat_each_other(photos, photo):
-    passes = ({"view": 1}, {"view": 2}, {"view": 1, "seed": 778})
+    passes = ({"epoch": 1}, {"epoch": 2}, {"epoch": 1, "seed": 778})
     # Not age: a grid shuffle alone has only 24 outcomes.
-    seen = [image for each in passes for image in views(photos, 2, augment="gender", **each)[0]]
+    seen = [image for each in passes for image in batches(photos, 2, augment="gender", **each)[0]]
     plain = torch.from_numpy(apply_transform(build_transform(32), photo, [0]))
     changed = [image for image in seen if not torch.equal(image, plain)]
     assert len(changed) > len(seen) / 2
     assert len({image.numpy().tobytes() for image in changed}) == len(changed)
 
 
+def test_a_transform_listed_twice_gives_two_views(photos):
+    transform = build_transform(32, "gender")
+    dataset = FaceDataset(photos, np.arange(12), [transform, transform], 777)
+    pairs = [dataset[0, index][:2] for index in range(12)]
+    assert sum(torch.equal(one, other) for one, other in pairs) < 6
+
+
 def test_one_loader_gives_new_pixels_and_order_each_epoch(photos):
     dataset = FaceDataset(photos, np.arange(12), [build_transform(32, "age")], 777)
     loader = build_loader(dataset, 12, 1, CPU, shuffle=True)
     epochs = []
-    for loader.sampler.view in (1, 2, 1):
+    for loader.sampler.epoch in (1, 2, 1):
         epochs.extend(loader)
     assert not torch.equal(epochs[0][1], epochs[1][1])
     assert not torch.equal(epochs[0][0], epochs[1][0])
@@ -116,12 +124,29 @@ def test_noise_has_the_originals_strength():
     assert 50**0.5 - 0.45 < max(stds) < 50**0.5
 
 
-def test_rotation_stays_within_20_degrees_and_repeats_the_border(photo):
-    (rotate,) = (t for t in augmentations("age") if isinstance(t, A.Rotate))
-    rotate.p = 1.0
-    assert tuple(rotate.limit) == (-20, 20)
-    white = np.full((64, 64, 3), 255, np.uint8)
-    assert all((apply_transform(A.Compose([rotate]), white, [i]) == 255).all() for i in range(20))
+def test_rotation_stays_within_20_degrees_and_repeats_the_border():
+    for name in ("mask", "age", "gender"):
+        rotate = next(t for t in flat(augmentations(name)) if isinstance(t, A.Rotate))
+        assert tuple(rotate.limit) == (-20, 20)
+        assert rotate.border_mode == cv2.BORDER_REPLICATE
+
+
+def flat(transforms):
+    for transform in transforms:
+        yield from transform.transforms if isinstance(transform, A.OneOf) else [transform]
+
+
+def test_colours_of_the_mask_head_change_one_at_a_time_by_the_originals_limits():
+    transforms = list(flat(augmentations("mask")))
+    limits = [
+        (t.brightness_limit, t.contrast_limit)
+        for t in transforms
+        if isinstance(t, A.RandomBrightnessContrast)
+    ]
+    assert limits == [((-0.2, 0.2), (0, 0)), ((0, 0), (-0.2, 0.2))]
+    (hue,) = (t for t in transforms if isinstance(t, A.HueSaturationValue))
+    shifts = hue.hue_shift_limit, hue.sat_shift_limit, hue.val_shift_limit
+    assert shifts == ((-20, 20), (-30, 30), (-20, 20))
 
 
 def test_albumentations_warnings_are_errors_here():

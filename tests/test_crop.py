@@ -66,10 +66,12 @@ def test_boxes_are_those_of_the_originals_detector(sample_dir):
     assert methods == {"mtcnn", "center"}
 
 
-def test_an_image_too_small_for_a_face_is_cropped_centrally():
-    tiny = np.zeros((2, 12, 30, 3), np.uint8)
-    results = find_boxes(build_detector(SETTINGS, "cpu"), tiny, SETTINGS)
-    assert [(method, box) for method, box, _ in results] == [("center", (0, 0, 30, 12))] * 2
+@pytest.mark.parametrize(("side", "min_face_size"), [(12, 20), (19, 20), (20, 20), (47, 47)])
+def test_an_image_as_small_as_a_face_is_cropped_centrally(side, min_face_size):
+    settings = {**SETTINGS, "min_face_size": min_face_size}
+    tiny = np.zeros((2, side, 60, 3), np.uint8)
+    results = find_boxes(build_detector(settings, "cpu"), tiny, settings)
+    assert [(method, box) for method, box, _ in results] == [("center", (0, 0, 60, side))] * 2
 
 
 def test_crops_and_manifest(sample_dir):
@@ -101,7 +103,9 @@ def test_crops_are_made_once_and_again_with_other_settings(photos_dir):
     assert "cropped to" not in crop_train(photos_dir)
     lost = next(iter(times))
     lost.unlink()
-    assert "1 photos cropped" in crop_train(photos_dir)
+    out = crop_train(photos_dir)
+    assert "1 photos cropped" in out
+    assert "14 images" in out
     assert lost.exists()
     kept = {path for path in times if path.stat().st_mtime_ns == times[path]}
     assert kept == set(times) - {lost}
@@ -134,7 +138,28 @@ def test_photos_of_all_sizes_and_kinds(photos_dir, tmp_path):
     assert (crops / "train/new_img" / person.name / "mask1.png").exists()
 
 
-def test_a_bad_photo_is_named(photos_dir):
-    bad = next((photos_dir / "train/images").iterdir()) / "mask1.jpg"
-    bad.write_bytes(bad.read_bytes()[:2000])
-    assert_refused(run("-m", "data.crop", "--data-dir", photos_dir, "--split", "train"), bad)
+def test_an_unknown_orientation_is_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    Image.new("RGB", (20, 30)).save(tmp_path / "odd.jpg", exif=exif)
+    assert upright_size(tmp_path / "odd.jpg") == (20, 30)
+    assert load_image(tmp_path / "odd.jpg").shape == (30, 20, 3)
+
+
+def test_a_bad_photo_is_named_and_finished_crops_are_kept(photos_dir):
+    bad = sorted((photos_dir / "train/images").iterdir())[1] / "normal.jpg"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:2000])
+    command = ("-m", "data.crop", "--data-dir", photos_dir, "--split", "train")
+    assert_refused(run(*command, "--crop-batch-size", 4), bad)
+    bad.write_bytes(whole)
+    done = 14 - int(crop_train(photos_dir).split("train: ")[1].split()[0])
+    assert 4 <= done < 14
+
+
+def test_a_folder_that_cannot_be_made_is_named(photos_dir, tmp_path):
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    done = run("-m", "data.crop", "--data-dir", photos_dir, "--split", "train",
+               "--crop-dir", in_the_way)  # fmt: skip
+    assert_refused(done, in_the_way, "--crop-dir")

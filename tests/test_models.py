@@ -43,6 +43,13 @@ def test_swish_is_the_fast_one_and_the_same_function():
         torch.testing.assert_close(network(images), ours)
 
 
+@pytest.mark.parametrize("name", ["efficientnet-b0", "efficientnet-lite0"])
+def test_running_statistics_follow_within_tens_of_steps(name):
+    network = build_network(name, 3, 64)
+    momenta = {m.momentum for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert momenta == {pytest.approx(0.1)}
+
+
 def test_weights_from_a_file(tmp_path):
     source = build_network("efficientnet-b0", 1000, 64)
     half = {key: t.half() if t.is_floating_point() else t for key, t in source.state_dict().items()}

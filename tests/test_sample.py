@@ -66,6 +66,17 @@ def test_eval_layout_and_answers(drawn):
     assert sum(one == other for one, other in pairwise(people)) < len(people) / 2
 
 
+def test_answers_are_the_official_classes():
+    man, woman = (
+        portrait.draw_traits(np.random.default_rng(0), gender, age)
+        for gender, age in (("male", 29), ("female", 60))
+    )
+    assert sample.official_class(man, "mask3") == 0
+    assert sample.official_class(woman, "incorrect_mask") == 11
+    assert sample.official_class(man, "normal") == 12
+    assert sample.official_class(woman, "normal") == 17
+
+
 def test_eval_people_are_others(drawn):
     train, evaluated = contents(drawn / "train/images"), contents(drawn / "eval/images")
     assert not set(train.values()) & set(evaluated.values())

@@ -1,7 +1,9 @@
-"""What the command-line scripts share: one-line errors and argument types."""
+"""What the command-line scripts share: one-line errors, argument types, common arguments."""
 
 import argparse
 import sys
+
+from config import config
 
 
 class InputError(Exception):
@@ -38,10 +40,24 @@ def natural_int(text):
     return value
 
 
+def seed(text):
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^32 - 1")
+    return value
+
+
 def positive_float(text):
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return value
+
+
+def natural_float(text):
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
     return value
 
 
@@ -50,3 +66,29 @@ def fraction(text):
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
     return value
+
+
+def add_data_arguments(add):
+    """Add --data-dir and --crop-dir with add, an add_argument method."""
+    # fmt: off
+    add("--data-dir", default=config.DATA_DIR,
+        help="folder with train/ and eval/ (default: input/data, or what MAG_DATA_DIR says)")
+    add("--crop-dir", default=config.CROP_DIR,
+        help="folder for the cropped faces (default: the data directory)")
+    # fmt: on
+
+
+def add_machine_arguments(add):
+    """Add --device and --num-workers with add, an add_argument method."""
+    # fmt: off
+    add("--device", default=config.DEVICE,
+        help="auto (the first GPU, else the CPU), cpu, cuda or cuda:1 (default: %(default)s)")
+    add("--num-workers", type=natural_int, default=config.NUM_WORKERS,
+        help="what reads images beside the network (default: one a core, up to 4: %(default)s)")
+    # fmt: on
+
+
+def add_precision_argument(add):
+    """Add --precision with add, an add_argument method."""
+    add("--precision", choices=("auto", "fp32", "fp16", "bf16"), default=config.PRECISION,
+        help="auto is the GPU's fast one, and fp32 on a CPU (default: %(default)s)")  # fmt: skip

@@ -10,10 +10,11 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 def pick_device(name):
     """Return the torch.device for "auto" (the first GPU, else the CPU) or a name like "cuda:1".
 
-    Raises InputError where the name means nothing or that device isn't there.
+    Raises InputError where the name means nothing, and where that device isn't there or is too old
+    for the installed torch.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -23,6 +24,13 @@ def pick_device(name):
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise InputError(f"--device {name}: torch sees {count} GPUs here; try --device auto")
+    try:
+        torch.zeros(1, device=device).add_(1)
+    except RuntimeError as error:
+        raise InputError(
+            f"--device {name}: this build of torch can't use it ({str(error).splitlines()[0]}); "
+            "install one for your card (README, GPU boxes) or use --device cpu"
+        ) from error
     return device
 
 

@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+from utils.cli import InputError
+
 
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
@@ -23,6 +25,16 @@ def atomic_write(path, mode="wb"):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path, way_out):
+    """Make a folder and its parents. Raises InputError, ending with way_out, when it can't be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{path}: no folder can be made there ({error.strerror}); {way_out}"
+        ) from error
 
 
 def write_csv(path, table):

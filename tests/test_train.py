@@ -1,0 +1,289 @@
+"""train.py as its users run it, on small drawn data."""
+
+import json
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+import data.crop
+import data.sample
+import test
+import train
+from config import config
+from conftest import SMALL, assert_refused, run, run_ok
+from data.augment import apply_transform, build_transform, normalize
+from data.dataset import load_fold
+from data.images import load_image
+from data.labels import assign_folds, head_labels, list_train_images
+from utils.checkpoint import load_checkpoint
+
+
+def train_small(data_dir, output, *arguments):
+    return run(
+        "train.py",
+        "--data-dir",
+        data_dir,
+        "--output-dir",
+        output,
+        *SMALL,
+        "--epochs",
+        1,
+        *arguments,
+    )
+
+
+def test_a_run_leaves_its_files(runs_dir, sample_dir):
+    folder = runs_dir / "gender_fold1"
+    assert {path.name for path in folder.iterdir()} == {
+        "best.pth", "last.pth", "config.json", "log.csv",
+    }  # fmt: skip
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert (settings["target"], settings["lr"], settings["loss"]) == (
+        "gender",
+        1e-4,
+        "cross_entropy",
+    )
+    log = pd.read_csv(folder / "log.csv")
+    assert list(log.columns) == [
+        "epoch", "train_loss", "valid_loss", "accuracy", "macro_f1", "f1_female", "f1_male",
+    ]  # fmt: skip
+    best = torch.load(folder / "best.pth", weights_only=True)
+    assert best["classes"] == ["female", "male"]
+    assert (best["model"], best["resize"], best["fold"]) == ("efficientnet-b0", 80, 1)
+    assert (best["mean"], best["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert best["crop"]["margin_y"] == 30
+    assert best["valid_f1"] == log["macro_f1"].max()
+    assert "optimizer" in torch.load(folder / "last.pth", weights_only=True)
+
+
+def test_heads_have_the_originals_defaults():
+    for target, lr, loss, epochs in (
+        ("mask", 3e-4, "cross_entropy", 10),
+        ("age", 1e-4, "focal", 4),
+        ("gender", 1e-4, "cross_entropy", 10),
+    ):
+        head = config.HEADS[target]
+        assert (head["lr"], head["loss"], head["epochs"]) == (lr, loss, epochs)
+    assert (config.MODEL, config.RESIZE, config.BATCH_SIZE) == ("efficientnet-b3", 224, 64)
+    assert (config.SEED, config.FOCAL_GAMMA, config.AGE_BORDER) == (777, 2, 59)
+    out = run_ok("train.py", "--help")
+    assert "mask 0.0003, gender 0.0001, age 0.0001" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "parser",
+    [
+        train.get_args_parser(),
+        test.get_args_parser(),
+        data.crop.get_args_parser(),
+        data.sample.get_args_parser(),
+    ],
+    ids=lambda parser: parser.prog,
+)
+def test_every_help_text_says_its_default(parser):
+    for action in parser._actions:
+        if not action.required and action.dest != "help":
+            assert "(default" in action.help, action.dest
+
+
+def test_the_epoch_line_has_fixed_columns(sample_dir, tmp_path):
+    done = train_small(sample_dir, tmp_path, "--target", "mask", "--epochs", 3, "--lr", 3e-3)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("epoch"))
+    rows = lines[header + 1 : header + 4]
+    assert {len(row) for row in rows} == {len(lines[header])}
+    log = pd.read_csv(tmp_path / "mask_fold0/log.csv")
+    assert [float(row.split()[4]) for row in rows] == pytest.approx(log["macro_f1"], abs=1e-4)
+    assert load_checkpoint(tmp_path / "mask_fold0/last.pth")["epoch"] == 3
+    assert log["train_loss"].iloc[-1] < log["train_loss"].iloc[0]
+
+
+def test_best_is_the_best_epoch_and_last_the_last(sample_dir, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.9, 0.7])
+    monkeypatch.setattr(
+        train,
+        "evaluate",
+        lambda *_: {"loss": 1.0, "accuracy": 0, "macro_f1": next(scores), "class_f1": [0] * 3},
+    )
+    command = ["train.py", "--target", "mask", "--data-dir", sample_dir, "--output-dir", tmp_path,
+               *SMALL, "--epochs", 3, "--num-workers", 0]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    train.main()
+    best, last = (load_checkpoint(tmp_path / f"mask_fold0/{name}.pth") for name in ("best", "last"))
+    assert (best["epoch"], best["valid_f1"]) == (2, 0.9)
+    assert (last["epoch"], last["valid_f1"], last["best_f1"]) == (3, 0.7, 0.9)
+
+
+def trained(sample_dir, output, *arguments):
+    """The network's weights at the end of a run of the age head."""
+    done = train_small(sample_dir, output, "--target", "age", *arguments)
+    assert done.returncode == 0, done.stderr
+    return load_checkpoint(output / "age_fold0/last.pth")["network"]
+
+
+def equal(one, other):
+    return all(torch.equal(one[key], other[key]) for key in one.keys() | other.keys())
+
+
+def test_two_runs_end_bit_equal_for_any_number_of_workers(sample_dir, tmp_path):
+    networks = [
+        trained(sample_dir, tmp_path / str(workers), "--epochs", 2, "--num-workers", workers)
+        for workers in (0, 2)
+    ]
+    assert equal(*networks)
+    logs = [(tmp_path / f"{workers}/age_fold0/log.csv").read_bytes() for workers in (0, 2)]
+    assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def baseline(sample_dir, tmp_path_factory):
+    return trained(sample_dir, tmp_path_factory.mktemp("baseline"), "--num-workers", 0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--augment", "none"],
+        ["--augment", "gender"],
+        ["--loss", "cross_entropy"],
+        ["--focal-gamma", "0"],
+        ["--age-border", "45"],
+        ["--lr", "2e-4"],
+        ["--seed", "778"],
+        ["--fold-seed", "1"],
+        ["--no-pretrained"],
+        ["--precision", "bf16"],
+    ],
+    ids=" ".join,
+)
+def test_options_reach_the_training(baseline, sample_dir, tmp_path, arguments):
+    assert not equal(baseline, trained(sample_dir, tmp_path, "--num-workers", 0, *arguments))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_training_and_submission_on_a_gpu(runs_dir, sample_dir, tmp_path, precision):
+    shared = ["--device", "cuda", "--precision", precision]
+    trained(sample_dir, tmp_path, *shared)
+    run_ok("test.py", "--data-dir", sample_dir, "--runs", runs_dir, *shared,
+           "--output", tmp_path / "submission.csv")  # fmt: skip
+
+
+def test_valid_scores_use_unseen_people_and_the_official_border(runs_dir, sample_dir):
+    """Score a run's best network anew, from the photos on, by other code than train.py's."""
+    checkpoint = load_checkpoint(runs_dir / "age_fold3/best.pth")
+    images = list_train_images(sample_dir)
+    valid = images[assign_folds(images, config.FOLD_SEED) == 3]
+    network = test.load_network(checkpoint, torch.device("cpu"))
+    predictions = []
+    for file in valid["file"]:
+        face = load_image(sample_dir / "train/new_img" / file)
+        pixels = torch.from_numpy(apply_transform(build_transform(64), face, [0]))[None]
+        stats = (torch.tensor(checkpoint[name]) for name in ("mean", "std"))
+        with torch.inference_mode():
+            predictions.append(int(network(normalize(pixels, *stats)).argmax()))
+    truth = np.digitize(valid["age"], [30, 60])
+    expected = f1_score(truth, predictions, labels=range(3), average="macro", zero_division=0)
+    assert checkpoint["valid_f1"] == pytest.approx(expected)
+
+
+def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
+    images = list_train_images(sample_dir).assign(age=59)
+    assert set(head_labels(images, "age", config.AGE_BORDER)) == {2}
+    assert set(head_labels(images, "age")) == {1}
+    args = Namespace(
+        data_dir=sample_dir, crop_dir=None, target="age", fold=0, fold_seed=777, age_border=31,
+        resize=64, augment="none", seed=1, batch_size=8, num_workers=0, crop_batch_size=8,
+        min_face_size=20, margin_x=20, margin_y=30, center_size=300,
+    )  # fmt: skip
+    train_loader, valid_loader = load_fold(args, torch.device("cpu"))
+    images = list_train_images(sample_dir)
+    folds = assign_folds(images, 777)
+    assert sorted(valid_loader.dataset.labels) == sorted(head_labels(images[folds == 0], "age"))
+    train_people = images[folds != 0]
+    assert (train_loader.dataset.labels == np.digitize(train_people["age"], [30, 31])).all()
+    assert (train_loader.dataset.labels != head_labels(train_people, "age")).any()
+    people = [
+        {path.parent.name for path in loader.dataset.files}
+        for loader in (train_loader, valid_loader)
+    ]
+    assert len(people[0] | people[1]) == 12
+    assert not people[0] & people[1]
+
+
+def test_macro_f1_is_computed_once_over_the_whole_valid_set():
+    """Batches of one class each would make an average of per-batch scores differ."""
+
+    class Echo(torch.nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3))
+
+    loader = [
+        (torch.tensor([[[[255, 0, 0]]], [[[0, 255, 0]]]], dtype=torch.uint8), torch.tensor([0, 0])),
+        (torch.tensor([[[[0, 255, 0]]], [[[0, 0, 255]]]], dtype=torch.uint8), torch.tensor([1, 2])),
+    ]
+    stats = torch.tensor([[0.0] * 3, [1.0] * 3])
+    scores = train.evaluate(Echo(), loader, torch.nn.functional.cross_entropy, stats, torch.float32)
+    expected = f1_score([0, 0, 1, 2], [0, 1, 1, 2], average="macro")
+    assert scores["macro_f1"] == pytest.approx(expected)
+    assert scores["accuracy"] == 0.75
+
+
+def test_a_run_is_not_overwritten_unless_asked(sample_dir, tmp_path):
+    folder = tmp_path / "mask_fold0"
+    folder.mkdir()
+    # What a run killed in its first epoch may leave.
+    (folder / "best.pth").write_bytes(b"precious")
+    arguments = (sample_dir, tmp_path, "--target", "mask")
+    assert_refused(train_small(*arguments), "mask_fold0", "--overwrite")
+    assert (folder / "best.pth").read_bytes() == b"precious"
+    assert train_small(*arguments, "--overwrite").returncode == 0
+    assert load_checkpoint(folder / "best.pth")["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "--target"),
+        (["--target", "nose"], "nose"),
+        (["--target", "age", "--fold", "5"], "--fold"),
+        (["--target", "age", "--lr", "-1"], "--lr"),
+        (["--target", "age", "--batch-size", "0"], "--batch-size"),
+        (["--target", "age", "--loss", "hinge"], "hinge"),
+        (["--target", "age", "--model", "resnet50"], "resnet50"),
+        (["--target", "age", "--resize", "32"], "--resize"),
+        (["--target", "age", "--age-border", "30"], "--age-border"),
+        (["--target", "age", "--device", "cuda:7"], "cuda:7"),
+        (["--target", "age", "--seed", "99999999999999999999"], "--seed"),
+        (["--target", "mask", "--age-border", "58"], "--age-border"),
+        (["--target", "mask", "--focal-gamma", "1"], "--loss focal"),
+        (["--target", "mask", "--label-smoothing", "0.2"], "--loss label_smoothing"),
+        (["--target", "age", "--weights", "x.pth", "--no-pretrained"], "--no-pretrained"),
+        (["--target", "age", "--weights", "x.pth"], "x.pth"),
+        (["--target", "age", "--data-dir", "nowhere"], "--data-dir"),
+    ],
+)
+def test_bad_arguments_are_named(sample_dir, tmp_path, arguments, word):
+    done = run("train.py", "--data-dir", sample_dir, "--output-dir", tmp_path / "runs", *arguments)
+    assert_refused(done, word)
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_the_data_directory_may_come_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAG_DATA_DIR", str(tmp_path / "elsewhere"))
+    done = run("train.py", "--target", "age", *SMALL, "--output-dir", tmp_path)
+    assert_refused(done, tmp_path / "elsewhere", "MAG_DATA_DIR")
+
+
+def test_photos_are_cropped_and_reported_when_crops_are_missing(sample_dir, tmp_path):
+    done = train_small(sample_dir, tmp_path, "--target", "mask", "--crop-dir", tmp_path / "crops")
+    assert done.returncode == 0, done.stderr
+    assert "84 photos cropped" in done.stdout
+    assert "incorrect_mask      12 images" in done.stdout
+    assert (tmp_path / "crops/train/crops.csv").exists()
