@@ -15,6 +15,7 @@ from config import config
 from data.augment import AUGMENTATIONS, normalize
 from data.crop import add_crop_arguments, crop_settings
 from data.dataset import load_fold
+from data.labels import list_train_images
 from loss import LOSSES, build_loss
 from models.network import NETWORKS, build_network, normalization
 from utils.checkpoint import save_checkpoint
@@ -187,13 +188,14 @@ def main():
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
     classes = config.HEADS[args.target]["classes"]
-    # The network before the data: a failed download shows before thousands of photos are cropped.
+    images = list_train_images(args.data_dir)
+    # The network before the crops: a failed download shows before hours of cropping.
     torch.manual_seed(args.seed)
     network = build_network(
         args.model, len(classes), args.resize, args.weights, pretrained=not args.no_pretrained
     ).to(device)
     folder = prepare_folder(args)
-    train_loader, valid_loader = load_fold(args, device)
+    train_loader, valid_loader = load_fold(images, args, device)
 
     mean, std = normalization(args.model)
     pixel_stats = torch.tensor([mean, std], device=device)

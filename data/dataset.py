@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from data.augment import apply_transform, build_transform
 from data.crop import crop_folder, crop_settings, crop_split
 from data.images import load_image
-from data.labels import assign_folds, head_labels, list_train_images
+from data.labels import assign_folds, head_labels
 
 
 class FaceDataset(Dataset):
@@ -70,13 +70,12 @@ def build_loader(dataset, batch_size, num_workers, device, shuffle=False):
     )
 
 
-def load_fold(args, device):
+def load_fold(images, args, device):
     """The train and valid DataLoaders of args.target and args.fold; crops what is missing.
 
-    Train labels use args.age_border, valid labels the official border. Raises InputError for bad
-    data.
+    images: from list_train_images. Train labels use args.age_border, valid labels the official
+    border. Raises InputError for bad data.
     """
-    images = list_train_images(args.data_dir)
     folds = assign_folds(images, args.fold_seed)
     files, shots = images["file"].tolist(), images["shot"].tolist()
     crop_split(args, "train", files, shots, crop_settings(args), device)

@@ -1,12 +1,17 @@
 """Fixtures: a small drawn data set with its crops, and a way to run the real commands."""
 
+import contextlib
+import importlib
+import io
 import os
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 
 import pytest
 
+import utils.cli
 from data.sample import make_sample
 
 ROOT = Path(__file__).parent.parent
@@ -14,17 +19,37 @@ ROOT = Path(__file__).parent.parent
 SMALL = ["--model", "efficientnet-lite0", "--resize", "64", "--batch-size", "16"]
 
 
-def run(*command, **options):
+def spawn(*command):
     """Run a script of the repository as a user does; returns the finished process."""
     warnings = "error::UserWarning,ignore:This DataLoader will create:UserWarning"
-    environment = {**os.environ, "PYTHONWARNINGS": warnings}
     return subprocess.run(
         [sys.executable, *map(str, command)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **options,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": warnings},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
-def run_ok(*command):
+def run(*command):
+    """What spawn does, but in this process, which has imported everything: seconds faster."""
+    name, arguments = (command[1], command[2:]) if command[0] == "-m" else (command[0], command[1:])
+    script = importlib.import_module(name.removesuffix(".py"))
+    out, err, returncode = io.StringIO(), io.StringIO(), 0
+    with (
+        unittest.mock.patch.object(sys, "argv", [name, *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            utils.cli.run(script.main)
+        except SystemExit as stop:
+            returncode = stop.code
+    return subprocess.CompletedProcess(command, returncode, out.getvalue(), err.getvalue())
+
+
+def run_ok(*command, run=run):
     done = run(*command)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -44,7 +69,7 @@ def sample_dir(tmp_path_factory):
     """Twelve drawn people to train on and six to submit for, cropped."""
     folder = tmp_path_factory.mktemp("sample") / "data"
     make_sample(folder, people=12, eval_people=6, seed=777)
-    run_ok("-m", "data.crop", "--data-dir", folder)
+    run_ok("-m", "data.crop", "--data-dir", folder, run=spawn)
     return folder
 
 
@@ -62,5 +87,6 @@ def runs_dir(sample_dir, tmp_path_factory):
         run_ok(
             "train.py", "--target", target, "--fold", fold, "--epochs", 1, *SMALL, *extra,
             "--data-dir", sample_dir, "--output-dir", folder, "--num-workers", 0,
+            run=spawn if target == "mask" else run,
         )  # fmt: skip
     return folder

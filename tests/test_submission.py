@@ -1,7 +1,6 @@
 """test.py as its users run it, on runs of drawn data."""
 
 import shutil
-import sys
 
 import efficientnet_pytorch.utils
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from sklearn.metrics import f1_score
 
 import test
-from conftest import assert_refused, run, run_ok
+from conftest import assert_refused, run, run_ok, spawn
 from data.augment import apply_transform, build_transform, normalize
 from data.images import load_image
 from data.labels import merge_labels
@@ -33,6 +32,7 @@ def test_submission_is_the_merge_of_the_heads_mean_probabilities(runs_dir, sampl
     out = run_ok(
         "test.py", "--data-dir", sample_dir, "--runs", runs_dir, "--num-workers", 1,
         "--output", tmp_path / "all.csv", "--answers", sample_dir / "eval/answers.csv",
+        run=spawn,
     )  # fmt: skip
     info = pd.read_csv(sample_dir / "eval/info.csv")
     submission = pd.read_csv(tmp_path / "all.csv")
@@ -118,11 +118,7 @@ def test_nothing_is_downloaded(runs_dir, sample_dir, tmp_path, monkeypatch):
         raise AssertionError("test.py went for ImageNet weights")
 
     monkeypatch.setattr(efficientnet_pytorch.utils.model_zoo, "load_url", refuse)
-    command = ["test.py", "--data-dir", sample_dir, "--runs", runs_dir, "--num-workers", 0,
-               "--output", tmp_path / "submission.csv"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", list(map(str, command)))
-    test.main()
-    assert (tmp_path / "submission.csv").exists()
+    run_ok("test.py", "--data-dir", sample_dir, "--runs", runs_dir, "--output", tmp_path / "s.csv")
 
 
 def test_eval_photos_are_cropped_when_crops_are_missing(runs_dir, sample_dir, tmp_path):

@@ -1,7 +1,6 @@
 """train.py as its users run it, on small drawn data."""
 
 import json
-import sys
 from argparse import Namespace
 
 import numpy as np
@@ -15,7 +14,7 @@ import data.sample
 import test
 import train
 from config import config
-from conftest import SMALL, assert_refused, run, run_ok
+from conftest import SMALL, assert_refused, run, run_ok, spawn
 from data.augment import apply_transform, build_transform, normalize
 from data.dataset import load_fold
 from data.images import load_image
@@ -71,7 +70,7 @@ def test_heads_have_the_originals_defaults():
         assert (head["lr"], head["loss"], head["epochs"]) == (lr, loss, epochs)
     assert (config.MODEL, config.RESIZE, config.BATCH_SIZE) == ("efficientnet-b3", 224, 64)
     assert (config.SEED, config.FOCAL_GAMMA, config.AGE_BORDER) == (777, 2, 59)
-    out = run_ok("train.py", "--help")
+    out = run_ok("train.py", "--help", run=spawn)
     assert "mask 0.0003, gender 0.0001, age 0.0001" in " ".join(out.split())
 
 
@@ -111,10 +110,8 @@ def test_best_is_the_best_epoch_and_last_the_last(sample_dir, tmp_path, monkeypa
         "evaluate",
         lambda *_: {"loss": 1.0, "accuracy": 0, "macro_f1": next(scores), "class_f1": [0] * 3},
     )
-    command = ["train.py", "--target", "mask", "--data-dir", sample_dir, "--output-dir", tmp_path,
-               *SMALL, "--epochs", 3, "--num-workers", 0]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", list(map(str, command)))
-    train.main()
+    done = train_small(sample_dir, tmp_path, "--target", "mask", "--epochs", 3)
+    assert done.returncode == 0, done.stderr
     best, last = (load_checkpoint(tmp_path / f"mask_fold0/{name}.pth") for name in ("best", "last"))
     assert (best["epoch"], best["valid_f1"]) == (2, 0.9)
     assert (last["epoch"], last["valid_f1"], last["best_f1"]) == (3, 0.7, 0.9)
@@ -194,16 +191,16 @@ def test_valid_scores_use_unseen_people_and_the_official_border(runs_dir, sample
 
 
 def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
-    images = list_train_images(sample_dir).assign(age=59)
-    assert set(head_labels(images, "age", config.AGE_BORDER)) == {2}
-    assert set(head_labels(images, "age")) == {1}
+    images = list_train_images(sample_dir)
+    aged59 = images.assign(age=59)
+    assert set(head_labels(aged59, "age", config.AGE_BORDER)) == {2}
+    assert set(head_labels(aged59, "age")) == {1}
     args = Namespace(
         data_dir=sample_dir, crop_dir=None, target="age", fold=0, fold_seed=777, age_border=31,
         resize=64, augment="none", seed=1, batch_size=8, num_workers=0, crop_batch_size=8,
         min_face_size=20, margin_x=20, margin_y=30, center_size=300,
     )  # fmt: skip
-    train_loader, valid_loader = load_fold(args, torch.device("cpu"))
-    images = list_train_images(sample_dir)
+    train_loader, valid_loader = load_fold(images, args, torch.device("cpu"))
     folds = assign_folds(images, 777)
     assert sorted(valid_loader.dataset.labels) == sorted(head_labels(images[folds == 0], "age"))
     train_people = images[folds != 0]
@@ -277,7 +274,7 @@ def test_bad_arguments_are_named(sample_dir, tmp_path, arguments, word):
 
 def test_the_data_directory_may_come_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MAG_DATA_DIR", str(tmp_path / "elsewhere"))
-    done = run("train.py", "--target", "age", *SMALL, "--output-dir", tmp_path)
+    done = spawn("train.py", "--target", "age", *SMALL, "--output-dir", tmp_path)
     assert_refused(done, tmp_path / "elsewhere", "MAG_DATA_DIR")
 
 
