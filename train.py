@@ -169,6 +169,34 @@ def evaluate(network, loader, criterion, pixel_stats, precision):
     return {"loss": loss, **classification_scores(targets.numpy(), predictions, logits.shape[1])}
 
 
+def describe(args):
+    """All that test.py needs beside the weights, as plain types."""
+    mean, std = normalization(args.model)
+    return {
+        "target": args.target,
+        "classes": list(config.HEADS[args.target]["classes"]),
+        "fold": args.fold,
+        "model": args.model,
+        "resize": args.resize,
+        "mean": list(mean),
+        "std": list(std),
+        "augment": args.augment,
+        "crop": crop_settings(args),
+    }
+
+
+def log_row(epoch, train_loss, scores, classes):
+    """A row of log.csv. No times in it: the same run gives the same file."""
+    return {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "valid_loss": scores["loss"],
+        "accuracy": scores["accuracy"],
+        "macro_f1": scores["macro_f1"],
+        **{f"f1_{name}": f1 for name, f1 in zip(classes, scores["class_f1"])},
+    }
+
+
 def print_header(classes):
     names = "".join(f"{'F1 ' + name:>14}" for name in classes)
     print(f"epoch  train loss  valid loss  accuracy  macro-F1{names}  images/s  seconds")
@@ -189,33 +217,20 @@ def main():
     precision = pick_precision(args.precision, device)
     classes = config.HEADS[args.target]["classes"]
     images = list_train_images(args.data_dir)
+    folder = prepare_folder(args)
     # The network before the crops: a failed download shows before hours of cropping.
     torch.manual_seed(args.seed)
     network = build_network(
         args.model, len(classes), args.resize, args.weights, pretrained=not args.no_pretrained
     ).to(device)
-    folder = prepare_folder(args)
     train_loader, valid_loader = load_fold(images, args, device)
 
-    mean, std = normalization(args.model)
-    pixel_stats = torch.tensor([mean, std], device=device)
+    pixel_stats = torch.tensor(normalization(args.model), device=device)
     criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing)
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     torch.backends.cudnn.benchmark = True
 
-    # All that test.py needs beside the weights.
-    description = {
-        "target": args.target,
-        "classes": list(classes),
-        "fold": args.fold,
-        "model": args.model,
-        "resize": args.resize,
-        "mean": list(mean),
-        "std": list(std),
-        "augment": args.augment,
-        "crop": crop_settings(args),
-    }
     for name in RUN_FILES:  # of a run that --overwrite gives up
         (folder / name).unlink(missing_ok=True)
     write_json(folder / "config.json", vars(args))
@@ -236,19 +251,10 @@ def main():
         )
         speed = len(train_loader.dataset) / (time.perf_counter() - start)
         scores = evaluate(network, valid_loader, criterion, pixel_stats, precision)
-        log.append(
-            {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "valid_loss": scores["loss"],
-                "accuracy": scores["accuracy"],
-                "macro_f1": scores["macro_f1"],
-                **{f"f1_{name}": f1 for name, f1 in zip(classes, scores["class_f1"])},
-            }
-        )
+        log.append(log_row(epoch, train_loss, scores, classes))
         write_csv(folder / "log.csv", pd.DataFrame(log))
         checkpoint = {
-            **description,
+            **describe(args),
             "epoch": epoch,
             "valid_f1": scores["macro_f1"],
             "network": network.state_dict(),

@@ -168,15 +168,15 @@ def crop_images(source, folder, files, settings, device, batch_size, num_workers
     Raises InputError for a photo that can't be read and a folder that can't be written.
     """
     done = {row["file"]: row for row in read_manifest(folder, settings).to_dict("records")}
-    todo = [file for file in files if file not in done or not (folder / file).exists()]
+    missing = [file for file in files if file not in done or not (folder / file).exists()]
 
     def manifest():
         return pd.DataFrame([done[file] for file in files if file in done], columns=COLUMNS)
 
-    if not todo:
+    if not missing:
         return manifest(), 0
     make_folder(folder, "give another one with --crop-dir")
-    for file in todo:
+    for file in missing:
         done.pop(file, None)
     # First the shorter manifest, then the new settings: a crop of the old ones never counts as new.
     write_csv(folder.parent / "crops.csv", manifest())
@@ -186,16 +186,18 @@ def crop_images(source, folder, files, settings, device, batch_size, num_workers
     try:
         with (
             ThreadPoolExecutor(max(1, num_workers)) as pool,
-            tqdm(total=len(todo), desc=f"crop {folder}", unit="images", disable=None) as progress,
+            tqdm(
+                total=len(missing), desc=f"crop {folder}", unit="images", disable=None
+            ) as progress,
         ):
-            sizes = list(pool.map(lambda file: upright_size(source / file), todo))
+            sizes = list(pool.map(lambda file: upright_size(source / file), missing))
             batches = equal_size_batches(sizes, batch_size)
-            for batch, images in prefetch(pool, lambda i: load_image(source / todo[i]), batches):
+            for batch, images in prefetch(pool, lambda i: load_image(source / missing[i]), batches):
                 results = find_boxes(detector, np.stack(images), settings)
-                paths = [folder / todo[index] for index in batch]
+                paths = [folder / missing[index] for index in batch]
                 list(pool.map(save_crop, images, (box for _, box, _ in results), paths))
                 for index, (method, box, prob) in zip(batch, results):
-                    done[todo[index]] = dict(zip(COLUMNS, (todo[index], method, *box, prob)))
+                    done[missing[index]] = dict(zip(COLUMNS, (missing[index], method, *box, prob)))
                 progress.update(len(batch))
                 unsaved += len(batch)
                 if unsaved >= SAVE_EVERY:
@@ -203,7 +205,7 @@ def crop_images(source, folder, files, settings, device, batch_size, num_workers
                     unsaved = 0
     finally:  # an error, or Ctrl-C, loses no crop that is finished
         write_csv(folder.parent / "crops.csv", manifest())
-    return manifest(), len(todo)
+    return manifest(), len(missing)
 
 
 def crop_split(args, split, files, shots, settings, device, report=False):
@@ -251,14 +253,14 @@ def main():
     device = pick_device(args.device)
     settings = crop_settings(args)
     # Both lists before any work: what is wrong with them shows at once.
-    todo = []
+    sets = []
     if args.split != "eval":
         images = list_train_images(args.data_dir)
-        todo.append(("train", images["file"].tolist(), images["shot"].tolist()))
+        sets.append(("train", images["file"].tolist(), images["shot"].tolist()))
     if args.split != "train":
         info = read_info(args.data_dir)
-        todo.append(("eval", info["ImageID"].tolist(), ["any shot"] * len(info)))
-    for split, files, shots in todo:
+        sets.append(("eval", info["ImageID"].tolist(), ["any shot"] * len(info)))
+    for split, files, shots in sets:
         crop_split(args, split, files, shots, settings, device, report=True)
 
 
