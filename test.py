@@ -16,7 +16,7 @@ from data.crop import crop_folder, crop_split
 from data.dataset import FaceDataset, build_loader
 from data.labels import merge_labels, read_info, read_table, split_classes
 from models.network import build_network
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, load_state
 from utils.cli import (
     ArgumentParser,
     InputError,
@@ -73,7 +73,8 @@ def find_checkpoints(runs):
                 f"python train.py --target {target} --output-dir {runs}"
             )
         found[target] = [load_checkpoint(path) for path in paths]
-        for path, checkpoint in zip(paths, found[target]):
+        for checkpoint in found[target]:
+            path = checkpoint["path"]
             if checkpoint["target"] != target:
                 raise InputError(f"{path}: a checkpoint of the head {checkpoint['target']}")
             if checkpoint["crop"] != found["mask"][0]["crop"]:
@@ -84,7 +85,7 @@ def find_checkpoints(runs):
 def load_network(checkpoint, device):
     """Rebuild the network of a checkpoint, ready to predict."""
     network = build_network(checkpoint["model"], len(checkpoint["classes"]), checkpoint["resize"])
-    network.load_state_dict(checkpoint["network"])
+    load_state(network, checkpoint)
     return network.to(device).eval()
 
 
@@ -194,15 +195,24 @@ def main():
 
     files = info["ImageID"].tolist()
     settings = checkpoints["mask"][0]["crop"]
-    crop_split(args, "eval", files, ["any shot"] * len(files), settings, device)
+    manifest = crop_split(args, "eval", files, ["any shot"] * len(files), settings, device)
+    bad = (manifest["method"] == "bad").to_numpy()  # none, but with --skip-bad
+    if bad.all():
+        raise InputError(f"{args.data_dir}: not one readable image in eval/images")
     folder = crop_folder(args.data_dir, args.crop_dir, "eval")
-    heads = predict(checkpoints, [folder / file for file in files], args, device, precision)
+    crops = [folder / file for file in info["ImageID"][~bad]]
+    heads = predict(checkpoints, crops, args, device, precision)
 
-    classes = merge_labels(*(heads[target].argmax(axis=1) for target in config.HEADS))
+    predicted = merge_labels(*(heads[target].argmax(axis=1) for target in config.HEADS))
+    classes = np.full(len(info), np.bincount(predicted).argmax())
+    classes[~bad] = predicted
     write_csv(output, info.assign(ans=classes))
-    table = np.concatenate([heads[target] for target in config.HEADS], axis=1).round(6)
+    table = np.full((len(info), len(COLUMNS)), np.nan)
+    table[~bad] = np.concatenate([heads[target] for target in config.HEADS], axis=1).round(6)
     table = pd.DataFrame(table, columns=COLUMNS, index=info["ImageID"]).reset_index()
     write_csv(output.with_name("probabilities.csv"), table)
+    if bad.any():
+        print(f"{bad.sum()} bad images: given the most frequent class, {classes[bad][0]}")
     counts = ", ".join(f"{len(folds)} {target}" for target, folds in checkpoints.items())
     print(f"{len(info)} images, networks: {counts} -> {output}")
     if answers is not None:

@@ -18,7 +18,7 @@ from data.dataset import load_fold
 from data.labels import list_train_images
 from loss import LOSSES, build_loss
 from models.network import NETWORKS, build_network, normalization
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
 from utils.cli import (
     ArgumentParser,
     InputError,
@@ -37,6 +37,9 @@ from utils.files import make_folder, write_csv, write_json
 from utils.metrics import classification_scores
 
 RUN_FILES = ("best.pth", "last.pth", "log.csv")
+# All other arguments decide what a run ends with, so that --resume must find them unchanged.
+FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "crop_batch_size", "device", "num_workers",
+                  "epochs", "overwrite", "resume"}  # fmt: skip
 
 
 def by_head(name):
@@ -54,6 +57,8 @@ def get_args_parser():
     add("--output-dir", default=config.OUTPUT_DIR,
         help="the run goes to <target>_fold<k> in it (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace a run that is there (default: refuse)")
+    add("--resume", action="store_true",
+        help="go on after the last epoch of a run that is there (default: refuse)")
     add("--fold", type=int, choices=range(config.NUM_FOLDS), default=config.FOLD,
         help="the fold to validate on; the others train (default: %(default)s)")
     add("--fold-seed", type=seed, default=config.FOLD_SEED,
@@ -119,26 +124,50 @@ def parse_args():
         raise InputError(f"--resize {args.resize}: the networks need 64 pixels or more")
     if args.weights and args.no_pretrained:
         raise InputError("--weights and --no-pretrained: give one of them")
+    if args.overwrite and args.resume:
+        raise InputError("--overwrite and --resume: give one of them")
     return args
 
 
 def prepare_folder(args):
     """Make the run's folder and return it. Raises InputError when it holds a run already."""
     folder = Path(args.output_dir) / f"{args.target}_fold{args.fold}"
-    if not args.overwrite and any((folder / name).exists() for name in RUN_FILES):
-        raise InputError(f"{folder}: holds a run; use --overwrite or another --output-dir")
+    if not (args.overwrite or args.resume) and any((folder / name).exists() for name in RUN_FILES):
+        raise InputError(
+            f"{folder}: holds a run; use --resume, --overwrite or another --output-dir"
+        )
     make_folder(folder, "give another --output-dir")
     return folder
 
 
+def load_last(folder, args):
+    """The checkpoint that --resume goes on from.
+
+    Raises InputError when there is none and when args differ from its own in what matters.
+    """
+    if not (folder / "last.pth").exists():
+        raise InputError(f"{folder}: no last.pth to go on from; run without --resume")
+    last = load_checkpoint(folder / "last.pth")
+    changed = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in last["arguments"].items()
+        if getattr(args, name) != value
+    ]
+    if changed:
+        raise InputError(f"{folder}: --resume needs the run's own arguments: {', '.join(changed)}")
+    return last
+
+
 def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, precision):
-    """One pass over loader. Returns the mean loss per image."""
+    """One pass over loader. Returns the mean loss per image.
+
+    Raises InputError when a loss is not finite.
+    """
     device = pixel_stats.device
-    # Summed on the device: reading the loss in every step would make the CPU wait for the GPU.
-    total = torch.zeros((), device=device)
     network.train()
-    desc = f"epoch {loader.sampler.epoch}"
-    for images, targets in tqdm(loader, desc=desc, unit="batch", leave=False, disable=None):
+    losses, sizes = [], []
+    epoch = loader.sampler.epoch
+    for images, targets in tqdm(loader, f"epoch {epoch}", unit="batch", leave=False, disable=None):
         images = normalize(images.to(device, non_blocking=True), *pixel_stats)
         targets = targets.to(device, non_blocking=True)
         with autocast(device, precision):
@@ -148,8 +177,18 @@ def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, 
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        total += loss.detach() * len(images)
-    return float(total) / len(loader.dataset)
+        # Left on the device: reading a loss in every step would make the CPU wait for the GPU.
+        losses.append(loss.detach())
+        sizes.append(len(images))
+    losses = torch.stack(losses).double().cpu()
+    if not losses.isfinite().all():
+        step = int((~losses.isfinite()).nonzero()[0]) + 1
+        lr = optimizer.param_groups[0]["lr"]
+        raise InputError(
+            f"the loss is not finite in epoch {epoch}, step {step}, at learning rate {lr:g}; lower "
+            "--lr or use --precision fp32; the checkpoints of earlier epochs are kept"
+        )
+    return float(losses @ torch.tensor(sizes, dtype=torch.float64)) / sum(sizes)
 
 
 @torch.inference_mode()
@@ -218,11 +257,11 @@ def main():
     classes = config.HEADS[args.target]["classes"]
     images = list_train_images(args.data_dir)
     folder = prepare_folder(args)
+    last = load_last(folder, args) if args.resume else None
     # The network before the crops: a failed download shows before hours of cropping.
     torch.manual_seed(args.seed)
-    network = build_network(
-        args.model, len(classes), args.resize, args.weights, pretrained=not args.no_pretrained
-    ).to(device)
+    start_from = (None, False) if last else (args.weights, not args.no_pretrained)
+    network = build_network(args.model, len(classes), args.resize, *start_from).to(device)
     train_loader, valid_loader = load_fold(images, args, device)
 
     pixel_stats = torch.tensor(normalization(args.model), device=device)
@@ -231,8 +270,15 @@ def main():
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     torch.backends.cudnn.benchmark = True
 
-    for name in RUN_FILES:  # of a run that --overwrite gives up
-        (folder / name).unlink(missing_ok=True)
+    log, best_f1 = [], -1.0
+    if last:
+        load_state(network, last)
+        optimizer.load_state_dict(last["optimizer"])
+        scaler.load_state_dict(last["scaler"])
+        log, best_f1 = last["log"], last["best_f1"]
+    else:
+        for name in RUN_FILES:  # of a run that --overwrite gives up
+            (folder / name).unlink(missing_ok=True)
     write_json(folder / "config.json", vars(args))
     print(
         f"{args.target}, fold {args.fold}: {len(train_loader.dataset)} train and "
@@ -240,10 +286,9 @@ def main():
         f"on {device} in {str(precision).removeprefix('torch.')} -> {folder}"
     )
     print_header(classes)
-    log, best_f1 = [], -1.0
-    for epoch in range(1, args.epochs + 1):
+    for epoch in range(len(log) + 1, args.epochs + 1):
         start = time.perf_counter()
-        # Seeded by epoch: what dropout draws depends on nothing that happened before.
+        # Seeded by epoch: what dropout draws depends on nothing before, on no --resume either.
         torch.manual_seed(int(np.random.SeedSequence([args.seed, epoch]).generate_state(1)[0]))
         train_loader.sampler.epoch = epoch
         train_loss = train_one_epoch(
@@ -264,6 +309,8 @@ def main():
             save_checkpoint(folder / "best.pth", checkpoint)
         checkpoint |= {
             "best_f1": best_f1,
+            "log": log,
+            "arguments": {k: v for k, v in vars(args).items() if k not in FREE_ON_RESUME},
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
         }
@@ -273,4 +320,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, go_on=["--resume"])

@@ -1,13 +1,15 @@
 """Cut the face out of every photo, once: `python -m data.crop`.
 
 train/images/... -> train/new_img/... and eval/images/... -> eval/new_images/..., beside each the
-manifest crops.csv (file, method, x0, y0, x1, y1, prob) and the settings it was made with.
+manifest crops.csv (file, method, x0, y0, x1, y1, prob, and what its photo was when it was cropped)
+and the settings it was made with. The method is mtcnn, center or bad: no readable photo.
 """
 
 import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,10 @@ from tqdm import tqdm
 
 from config import config
 from data.images import load_image, upright_size
-from data.labels import list_train_images, read_info
+from data.labels import list_train_images, raise_problems, read_info
 from utils.cli import (
     ArgumentParser,
+    InputError,
     add_data_arguments,
     add_machine_arguments,
     natural_int,
@@ -30,7 +33,9 @@ from utils.device import pick_device
 from utils.files import atomic_write, make_folder, write_csv, write_json
 
 CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
-COLUMNS = ["file", "method", "x0", "y0", "x1", "y1", "prob"]
+BOX = ["x0", "y0", "x1", "y1"]
+# The last two, the photo's size in bytes and time of change, tell one that has changed since.
+COLUMNS = ["file", "method", *BOX, "prob", "source_size", "source_mtime_ns"]
 JPEG_QUALITY = 95
 # A batch of photos passes MTCNN's whole image pyramid at once: bound its pixels, not its count,
 # so that large photos take no more memory than small ones.
@@ -150,62 +155,110 @@ def prefetch(pool, function, batches):
 
 
 def read_manifest(folder, settings):
-    """The manifest beside a crop folder; empty when there is none of these settings."""
+    """The rows of the manifest beside a crop folder, {file: row}; none if its settings differ."""
     csv, stored = folder.parent / "crops.csv", folder.parent / "crops.json"
     if not (csv.exists() and stored.exists()):
-        return pd.DataFrame(columns=COLUMNS)
-    if json.loads(stored.read_text(encoding="utf-8")) != settings:
-        print(f"{folder}: made with other settings, cropping anew")
-        return pd.DataFrame(columns=COLUMNS)
-    return pd.read_csv(csv, dtype={"file": str})
+        return {}
+    try:
+        if json.loads(stored.read_text(encoding="utf-8")) != settings:
+            print(f"{folder}: made with other settings, cropping anew")
+            return {}
+        rows = pd.read_csv(csv, dtype={"file": str})[COLUMNS].to_dict("records")
+    except (ValueError, KeyError, pd.errors.ParserError) as error:
+        raise InputError(f"{csv}: damaged ({error}); delete it to crop anew") from error
+    return {row["file"]: row for row in rows}
 
 
-def crop_images(source, folder, files, settings, device, batch_size, num_workers):
-    """Crop source/<file> to folder/<file> for each of files that isn't there yet.
+def write_manifest(folder, files, done):
+    """Write the rows that are done, in the order of files, beside a crop folder."""
+    table = pd.DataFrame([done[file] for file in files if file in done], columns=COLUMNS)
+    write_csv(folder.parent / "crops.csv", table.astype(dict.fromkeys(BOX, "Int64")))
+
+
+def fingerprint(path):
+    """(size, time of change) of a file, as the manifest keeps them; zeros if it isn't there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def crop_images(source, folder, files, settings, device, args):
+    """Crop source/<file> to folder/<file> for each of files that is new, changed or was lost.
 
     settings: from crop_settings; others than those of the crops in folder make all of them anew.
     Returns the manifest, one row a file in the order of files, and how many crops were made.
-    Raises InputError for a photo that can't be read and a folder that can't be written.
+    Raises InputError that names the photos that can't be read, all others being done, unless
+    args.skip_bad; and for a folder that can't be written.
     """
-    done = {row["file"]: row for row in read_manifest(folder, settings).to_dict("records")}
-    missing = [file for file in files if file not in done or not (folder / file).exists()]
+    done = read_manifest(folder, settings)
+    prints = {file: fingerprint(source / file) for file in files}
+    missing = [
+        file
+        for file in files
+        if file not in done
+        or (done[file]["source_size"], done[file]["source_mtime_ns"]) != prints[file]
+        or (done[file]["method"] == "bad" and not args.skip_bad)
+        or (done[file]["method"] != "bad" and not (folder / file).exists())
+    ]
+    bad = {}
+    if missing:
+        make_folder(folder, "give another one with --crop-dir")
+        for file in missing:
+            done.pop(file, None)
+        # First the shorter manifest, then the settings: a crop of old ones never counts as new.
+        write_manifest(folder, files, done)
+        write_json(folder.parent / "crops.json", settings)
+        try:
+            for file, method, box, prob in crop_each(
+                source, folder, missing, settings, device, args, bad
+            ):
+                done[file] = dict(zip(COLUMNS, (file, method, *box, prob, *prints[file])))
+                if len(done) % SAVE_EVERY == 0:
+                    write_manifest(folder, files, done)
+        finally:  # an error, or Ctrl-C, loses no crop that is finished
+            write_manifest(folder, files, done)
+    if bad and not args.skip_bad:
+        raise_problems(
+            f"{len(bad)} bad photos in {source} (--skip-bad does without them)", list(bad.values())
+        )
+    table = pd.DataFrame([done[file] for file in files], columns=COLUMNS)
+    return table, len(missing) - len(bad)
 
-    def manifest():
-        return pd.DataFrame([done[file] for file in files if file in done], columns=COLUMNS)
 
-    if not missing:
-        return manifest(), 0
-    make_folder(folder, "give another one with --crop-dir")
-    for file in missing:
-        done.pop(file, None)
-    # First the shorter manifest, then the new settings: a crop of the old ones never counts as new.
-    write_csv(folder.parent / "crops.csv", manifest())
-    write_json(folder.parent / "crops.json", settings)
+def crop_each(source, folder, files, settings, device, args, bad):
+    """Crop source/<file> to folder/<file>; yields (file, method, box, prob) once each is on disk.
+
+    Photos that can't be read come as method "bad" and into the dict bad: {file: why}.
+    """
+
+    def read(function, file):
+        try:
+            return function(source / file)
+        except InputError as error:
+            bad[file] = str(error)
+            return None
+
     detector = build_detector(settings, device)
-    unsaved = 0
-    try:
-        with (
-            ThreadPoolExecutor(max(1, num_workers)) as pool,
-            tqdm(
-                total=len(missing), desc=f"crop {folder}", unit="images", disable=None
-            ) as progress,
-        ):
-            sizes = list(pool.map(lambda file: upright_size(source / file), missing))
-            batches = equal_size_batches(sizes, batch_size)
-            for batch, images in prefetch(pool, lambda i: load_image(source / missing[i]), batches):
-                results = find_boxes(detector, np.stack(images), settings)
-                paths = [folder / missing[index] for index in batch]
-                list(pool.map(save_crop, images, (box for _, box, _ in results), paths))
-                for index, (method, box, prob) in zip(batch, results):
-                    done[missing[index]] = dict(zip(COLUMNS, (missing[index], method, *box, prob)))
-                progress.update(len(batch))
-                unsaved += len(batch)
-                if unsaved >= SAVE_EVERY:
-                    write_csv(folder.parent / "crops.csv", manifest())
-                    unsaved = 0
-    finally:  # an error, or Ctrl-C, loses no crop that is finished
-        write_csv(folder.parent / "crops.csv", manifest())
-    return manifest(), len(missing)
+    with (
+        ThreadPoolExecutor(max(1, args.num_workers)) as pool,
+        tqdm(total=len(files), desc="crop", unit="images", disable=None) as progress,
+    ):
+        sizes = list(pool.map(partial(read, upright_size), files))
+        readable = [file for file in files if file not in bad]
+        batches = equal_size_batches([size for size in sizes if size], args.crop_batch_size)
+        batches = ([readable[index] for index in batch] for batch in batches)
+        for batch, images in prefetch(pool, partial(read, load_image), batches):
+            batch = [file for file in batch if file not in bad]
+            images = [image for image in images if image is not None]
+            results = find_boxes(detector, np.stack(images), settings) if images else []
+            boxes, paths = (box for _, box, _ in results), [folder / file for file in batch]
+            list(pool.map(save_crop, images, boxes, paths))
+            yield from ((file, *result) for file, result in zip(batch, results))
+            progress.update(len(batch))
+    for file in bad:
+        yield file, "bad", (None,) * 4, np.nan
 
 
 def crop_split(args, split, files, shots, settings, device, report=False):
@@ -218,9 +271,7 @@ def crop_split(args, split, files, shots, settings, device, report=False):
     start = time.perf_counter()
     source = Path(args.data_dir) / split / "images"
     folder = crop_folder(args.data_dir, args.crop_dir, split)
-    manifest, made = crop_images(
-        source, folder, files, settings, device, args.crop_batch_size, args.num_workers
-    )
+    manifest, made = crop_images(source, folder, files, settings, device, args)
     if made:
         speed = made / (time.perf_counter() - start)
         print(f"{split}: {made} photos cropped to {folder} ({speed:.1f} images/s)")
@@ -230,11 +281,13 @@ def crop_split(args, split, files, shots, settings, device, report=False):
 
 
 def print_summary(split, manifest, shots):
-    """Print how many of the images have no face, in all and by shot."""
-    missed = manifest["method"] == "center"
+    """Print how many of the images have no face, in all and by shot, and how many are bad."""
+    missed, bad = manifest["method"] == "center", manifest["method"] == "bad"
     print(f"{split}: {len(manifest)} images, {missed.sum()} without a face (cropped centrally)")
     for shot, group in missed.groupby(np.array(shots)):
         print(f"  {shot:<16}{len(group):>6} images{group.sum():>6} without a face")
+    if bad.any():
+        print(f"  {bad.sum()} bad photos left out, first {manifest['file'][bad].iloc[0]}")
 
 
 def get_args_parser():

@@ -78,7 +78,9 @@ def load_fold(images, args, device):
     """
     folds = assign_folds(images, args.fold_seed)
     files, shots = images["file"].tolist(), images["shot"].tolist()
-    crop_split(args, "train", files, shots, crop_settings(args), device)
+    manifest = crop_split(args, "train", files, shots, crop_settings(args), device)
+    good = (manifest["method"] != "bad").to_numpy()  # all are, but with --skip-bad
+    images, folds = images[good], folds[good]
     folder = crop_folder(args.data_dir, args.crop_dir, "train")
 
     def loader(rows, labels, augment, shuffle):

@@ -24,14 +24,24 @@ def open_image(path):
 
 
 def load_image(path):
-    """Return the photo at path, upright, as a uint8 RGB array (H, W, 3). Raises InputError."""
+    """Return the photo at path, upright, as a uint8 RGB array (H, W, 3). Raises InputError.
+
+    Any format, colour mode and depth that Pillow reads; of an animation, its first frame.
+    """
     with open_image(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
+            image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+        elif "transparency" in image.info:
+            image = image.convert("RGBA")
+        return np.array(image.convert("RGB"))
 
 
 def upright_size(path):
     """Return (width, height) as load_image gives them, for a JPEG without decoding it."""
     with open_image(path) as image:
         width, height = image.size
+        if not width * height:
+            raise ValueError("it has no pixels")
         lying = image.getexif().get(EXIF_ORIENTATION) in LYING
         return (height, width) if lying else (width, height)

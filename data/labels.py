@@ -1,5 +1,6 @@
 """From the competition's two CSV files to labels, official classes and folds."""
 
+import os
 import re
 from pathlib import Path
 
@@ -40,24 +41,45 @@ def read_table(path, columns, missing_hint):
     return table
 
 
+def raise_problems(path, problems):
+    """Raise one InputError that names the file and its first 20 problems, if there are any."""
+    if problems:
+        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise InputError(f"{path}: {'; '.join(problems[:20])}{more}")
+
+
+def is_inside(path, folder):
+    """Whether path, with links followed, is or would be something below folder."""
+    try:
+        return path != folder and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):  # too long, a loop of links, a NUL: no path at all
+        return False
+
+
+def problems_by_line(*checks):
+    """["line 3: what", ...] from pairs of a boolean mask over a table's rows and what it means."""
+    found = [(row, what) for mask, what in checks for row in np.flatnonzero(mask)]
+    return [f"line {row + 2}: {what}" for row, what in sorted(found)]  # the header is line 1
+
+
 def read_people(data_dir):
     """Read train/train.csv: one row a person, columns path, gender, age (int, years), group.
 
     group is the id without its suffix: 001498-1 and 001498-2 are one id given twice, perhaps one
     person, so they must never stand on both sides of a fold.
-    Raises InputError naming the file and the first line that is wrong.
+    Raises InputError naming the file and every line that is wrong.
     """
     csv = Path(data_dir) / "train" / "train.csv"
+    images = Path(data_dir) / "train" / "images"
     table = read_table(csv, ["id", "gender", "age", "path"], NO_DATA)
     ages = pd.to_numeric(table["age"], errors="coerce")
-    for wrong, what in (
+    problems = problems_by_line(
         (~table["gender"].isin(list(GENDER_LABELS)), "gender is not female or male"),
         (~(ages.between(0, 120) & (ages % 1 == 0)), "age is not a whole number from 0 to 120"),
         (table["path"].duplicated(), "path stands there twice"),
-    ):
-        if wrong.any():
-            line = int(np.argmax(wrong)) + 2  # the header is line 1
-            raise InputError(f"{csv}: line {line}: {what} ({int(wrong.sum())} such lines)")
+        ([not is_inside(images / path, images) for path in table["path"]], "path leaves images/"),
+    )
+    raise_problems(csv, problems)
     people = table[["path", "gender"]].copy()
     people["age"] = ages.astype(int)
     people["group"] = table["id"].str.split("-").str[0]
@@ -73,35 +95,46 @@ def list_train_images(data_dir):
     """
     people = read_people(data_dir)
     images = Path(data_dir) / "train" / "images"
-    rows = []
+    rows, problems = [], []
     for person in people.to_dict("records"):
-        try:
-            photos = sorted(
-                path
-                for path in (images / person["path"]).iterdir()
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-            )
-        except (FileNotFoundError, NotADirectoryError):
-            photos = []
+        folder = images / person["path"]
+        photos = sorted(folder.iterdir()) if os.path.isdir(folder) else []
+        photos = [path for path in photos if is_photo(path)]
         if not photos:
-            raise InputError(f"{images / person['path']}: no photos of this person of train.csv")
+            problems.append(f"{person['path']}: no photos of this person of train.csv")
         for path in photos:
             if not re.fullmatch(r"normal|incorrect_mask|mask\d+", path.stem):
-                raise InputError(f"{path}: not a shot; use normal, incorrect_mask, mask1, mask2 ..")
+                problems.append(
+                    f"{person['path']}/{path.name}: not a shot (normal, incorrect_mask, mask1 ..)"
+                )
+            elif path.is_symlink() and not is_inside(path, images):
+                problems.append(f"{person['path']}/{path.name}: a link that leaves images/")
             rows.append({"file": f"{person['path']}/{path.name}", "shot": path.stem, **person})
+    raise_problems(images, problems)
     return pd.DataFrame(rows)
+
+
+def is_photo(path):
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def read_info(data_dir):
     """Read eval/info.csv as strings: one row an image, columns ImageID, ans and any others.
 
-    Raises InputError when it is missing or empty, or an id stands there twice.
+    Raises InputError when it is missing or empty, and naming every line whose ImageID stands
+    there twice, leaves eval/images or has no file there.
     """
     csv = Path(data_dir) / "eval" / "info.csv"
+    images = Path(data_dir) / "eval" / "images"
     info = read_table(csv, ["ImageID", "ans"], NO_DATA)
-    twice = info["ImageID"].duplicated()
-    if twice.any():
-        raise InputError(f"{csv}: line {int(np.argmax(twice)) + 2}: ImageID stands there twice")
+    inside = np.array([is_inside(images / image, images) for image in info["ImageID"]])
+    there = np.array([os.path.isfile(images / image) for image in info["ImageID"]])
+    problems = problems_by_line(
+        (info["ImageID"].duplicated(), "ImageID stands there twice"),
+        (~inside, "ImageID leaves images/"),
+        (inside & ~there, "no such image in images/"),
+    )
+    raise_problems(csv, problems)
     return info
 
 

@@ -128,6 +128,9 @@ def test_photos_are_listed_without_hidden_and_foreign_files(tmp_path):
         ([("1", "man", 30, "a")], ["normal.jpg"], "line 2: gender"),
         ([("1", "male", 30, "a"), ("2", "male", "old", "b")], ["normal.jpg"], "line 3: age"),
         ([("1", "male", 121, "a")], ["normal.jpg"], "line 2: age"),
+        ([("1", "man", 30, "a"), ("2", "male", -1, "b")], ["normal.jpg"], "line 2: .*; line 3: "),
+        ([("1", "male", 30, "../a")], ["normal.jpg"], "line 2: path leaves"),
+        ([("1", "male", 30, ".")], ["normal.jpg"], "line 2: path leaves"),
         ([("1", "male", 30, "a"), ("2", "male", 30, "a")], ["normal.jpg"], "line 3: path"),
         ([("1", "male", 30, "a")], [], "no photos"),
         ([("1", "male", 30, "a")], ["smile.jpg"], "smile.jpg: not a shot"),
@@ -139,6 +142,37 @@ def test_bad_train_data_is_named(tmp_path, rows, shots, message):
     write_people(tmp_path, rows, shots)
     with pytest.raises(InputError, match=message):
         list_train_images(tmp_path)
+
+
+def test_links_that_leave_the_data_are_refused(tmp_path):
+    (tmp_path / "data/train").mkdir(parents=True)
+    write_people(tmp_path / "data", [("1", "male", 30, "a"), ("2", "male", 30, "b")])
+    outside = tmp_path / "outside.jpg"
+    outside.touch()
+    link = tmp_path / "data/train/images/a/mask1.jpg"
+    try:
+        link.symlink_to(outside)
+    except OSError:
+        pytest.skip("this system makes no links")
+    with pytest.raises(InputError, match=r"a/mask1.jpg: a link that leaves"):
+        list_train_images(tmp_path / "data")
+    link.unlink()
+    link.symlink_to("normal.jpg")
+    assert len(list_train_images(tmp_path / "data")) == 3
+
+
+def test_bad_eval_ids_are_all_named(tmp_path):
+    (tmp_path / "eval/images").mkdir(parents=True)
+    (tmp_path / "eval/images/a.jpg").touch()
+    ids = ["a.jpg", "../../secret", str(tmp_path / "eval/images/../x"), "b.jpg", "x" * 5000, ""]
+    lines = "".join(f"{image},0\n" for image in ids)
+    (tmp_path / "eval/info.csv").write_text("ImageID,ans\n" + lines, encoding="utf-8")
+    with pytest.raises(InputError) as refusal:
+        read_info(tmp_path)
+    for line, what in ((3, "leaves"), (4, "leaves"), (5, "no such"), (6, "no such"), (7, "leaves")):
+        assert f"line {line}: " in str(refusal.value)
+        assert what in str(refusal.value).split(f"line {line}: ")[1].split(";")[0]
+    assert "line 2" not in str(refusal.value)
 
 
 def test_missing_files_and_columns_are_named(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.network import NETWORKS, build_network, normalization
-from utils.checkpoint import load_checkpoint, read_tensors, save_checkpoint
+from utils.checkpoint import NEEDED, load_checkpoint, read_tensors, save_checkpoint
 from utils.cli import InputError
 
 
@@ -105,8 +105,12 @@ def test_the_download_is_efficientnet_pytorchs(monkeypatch):
 
 def test_checkpoints_hold_tensors_and_plain_types_only(tmp_path):
     path = tmp_path / "best.pth"
-    save_checkpoint(path, {"network": {"w": torch.ones(2)}, "epoch": 3})
+    needed = dict.fromkeys(NEEDED, "plain")
+    save_checkpoint(path, {**needed, "network": {"w": torch.ones(2)}, "epoch": 3})
     assert load_checkpoint(path)["epoch"] == 3
+    save_checkpoint(path, {"network": {"w": torch.ones(2)}})
+    with pytest.raises(InputError, match="without target, classes"):
+        load_checkpoint(path)
     torch.save({"epoch": 3}, path)
     with pytest.raises(InputError, match="not a checkpoint"):
         load_checkpoint(path)

@@ -183,4 +183,23 @@ def test_a_missing_eval_photo_is_named(runs_dir, sample_dir, tmp_path):
     lost = next((tmp_path / "data/eval/images").iterdir())
     lost.unlink()
     (tmp_path / "data/eval/new_images" / lost.name).unlink()
-    assert_refused(refuse(tmp_path / "data", tmp_path, runs_dir), lost)
+    lines = (tmp_path / "data/eval/info.csv").read_text(encoding="utf-8").splitlines()
+    line = 1 + next(i for i, text in enumerate(lines) if text.startswith(lost.name))
+    done = refuse(tmp_path / "data", tmp_path, runs_dir)
+    assert_refused(done, "info.csv", f"line {line}: no such image")
+
+
+def test_bad_eval_photos_get_the_most_frequent_class(runs_dir, sample_dir, tmp_path):
+    shutil.copytree(sample_dir / "eval", tmp_path / "data/eval")
+    bad = sorted((tmp_path / "data/eval/images").iterdir())[3]
+    bad.write_bytes(bad.read_bytes()[:500])
+    output = tmp_path / "submission.csv"
+    command = ["test.py", "--data-dir", tmp_path / "data", "--runs", runs_dir, "--output", output]
+    assert_refused(run(*command), bad, "--skip-bad")
+    assert not output.exists()
+    out = run_ok(*command, "--skip-bad")
+    submission = pd.read_csv(output).set_index("ImageID")["ans"]
+    assert len(submission) == 42
+    others = submission.drop(bad.name)
+    assert submission[bad.name] == others.mode()[0]
+    assert f"1 bad images: given the most frequent class, {others.mode()[0]}" in out

@@ -1,6 +1,7 @@
 """What the command-line scripts share: one-line errors, argument types, common arguments."""
 
 import argparse
+import shlex
 import sys
 
 from config import config
@@ -10,6 +11,13 @@ class InputError(Exception):
     """Something the user gave is wrong. The message, one line, names it and the way out."""
 
 
+# Faults of the machine that torch reports as RuntimeError, and the way out of each.
+FAULTS = {
+    "out of memory": "lower --batch-size, or --crop-batch-size if photos were being cropped",
+    "DataLoader worker": "was it killed for its memory? lower --num-workers",
+}
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, with one line on stderr instead of the whole usage."""
 
@@ -17,13 +25,31 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-def run(main):
-    """Call main(); an InputError becomes one line on stderr and exit status 2."""
+def run(main, go_on=()):
+    """Call main(); an InputError becomes one line on stderr and exit status 2, Ctrl-C 130.
+
+    go_on: arguments that make the same command go on where it was interrupted.
+    """
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # From a loader's worker it comes with the worker's traceback before its own last line.
+        message = str(error).splitlines()[-1].removeprefix("utils.cli.InputError: ")
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        for words, way_out in FAULTS.items():
+            if words in str(error):
+                print(f"error: {str(error).splitlines()[0]} {way_out}", file=sys.stderr)
+                sys.exit(2)
+        raise
+    except KeyboardInterrupt:
+        module = sys.modules["__main__"].__spec__  # None for a script
+        command = ["-m", module.name] if module else [sys.argv[0]]
+        kept = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", *go_on)]
+        command = shlex.join(["python", *command, *kept, *go_on])
+        print(f"interrupted; to go on: {command}", file=sys.stderr)
+        sys.exit(130)
 
 
 def positive_int(text):
@@ -69,12 +95,14 @@ def fraction(text):
 
 
 def add_data_arguments(add):
-    """Add --data-dir and --crop-dir with add, an add_argument method."""
+    """Add --data-dir, --crop-dir and --skip-bad with add, an add_argument method."""
     # fmt: off
     add("--data-dir", default=config.DATA_DIR,
         help="folder with train/ and eval/ (default: input/data, or what MAG_DATA_DIR says)")
     add("--crop-dir", default=config.CROP_DIR,
         help="folder for the cropped faces (default: the data directory)")
+    add("--skip-bad", action="store_true",
+        help="do without photos that can't be read (default: name them and stop)")
     # fmt: on
 
 

@@ -12,7 +12,8 @@ from utils.cli import InputError
 def atomic_write(path, mode="wb"):
     """Open a temporary file beside path; rename it to path once all of it is on disk.
 
-    A reader sees the old file or the new one, never a part, whatever ends the process.
+    A reader sees the old file or the new one, never a part, whatever ends the process. Raises
+    InputError when it can't be written, on a full disk for example; the old file stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -23,6 +24,11 @@ def atomic_write(path, mode="wb"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"{path}: can't be written ({reason}); free space or go elsewhere"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
