@@ -66,7 +66,7 @@ def find_checkpoints(runs):
     """
     found = {}
     for target in config.HEADS:
-        paths = sorted(Path(runs).glob(f"{target}_fold*/best.pth"))
+        paths = sorted(Path(runs).glob(f"{target}_fold[0-9]/best.pth"))
         if not paths:
             raise InputError(
                 f"{runs}: no {target}_fold<k>/best.pth; train it with: "

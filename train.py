@@ -3,8 +3,8 @@
 python train.py --target age --lr 1e-4 --epochs 4
 """
 
+import math
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from data.dataset import load_fold
 from data.labels import list_train_images
 from loss import LOSSES, build_loss
 from models.network import NETWORKS, build_network, normalization
-from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
+from utils.checkpoint import load_state, save_checkpoint
 from utils.cli import (
     ArgumentParser,
     InputError,
@@ -32,14 +32,13 @@ from utils.cli import (
     run,
     seed,
 )
-from utils.device import autocast, pick_device, pick_precision
-from utils.files import make_folder, write_csv, write_json
+from utils.device import autocast, pick_device, pick_precision, precision_name
+from utils.files import write_csv, write_json
 from utils.metrics import classification_scores
+from utils.runs import RUN_FILES, arguments_that_matter, load_last, prepare_folder
 
-RUN_FILES = ("best.pth", "last.pth", "log.csv")
-# All other arguments decide what a run ends with, so that --resume must find them unchanged.
-FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "crop_batch_size", "device", "num_workers",
-                  "epochs", "overwrite", "resume"}  # fmt: skip
+# Filled once --resume could go on; see utils.cli.run.
+GO_ON = []
 
 
 def by_head(name):
@@ -129,33 +128,14 @@ def parse_args():
     return args
 
 
-def prepare_folder(args):
-    """Make the run's folder and return it. Raises InputError when it holds a run already."""
-    folder = Path(args.output_dir) / f"{args.target}_fold{args.fold}"
-    if not (args.overwrite or args.resume) and any((folder / name).exists() for name in RUN_FILES):
-        raise InputError(
-            f"{folder}: holds a run; use --resume, --overwrite or another --output-dir"
-        )
-    make_folder(folder, "give another --output-dir")
-    return folder
-
-
-def load_last(folder, args):
-    """The checkpoint that --resume goes on from.
-
-    Raises InputError when there is none and when args differ from its own in what matters.
-    """
-    if not (folder / "last.pth").exists():
-        raise InputError(f"{folder}: no last.pth to go on from; run without --resume")
-    last = load_checkpoint(folder / "last.pth")
-    changed = [
-        f"--{name.replace('_', '-')} {value}"
-        for name, value in last["arguments"].items()
-        if getattr(args, name) != value
-    ]
-    if changed:
-        raise InputError(f"{folder}: --resume needs the run's own arguments: {', '.join(changed)}")
-    return last
+def not_finite(what, when, optimizer):
+    """The InputError for a loss that overflowed."""
+    lr = optimizer.param_groups[0]["lr"]
+    return InputError(
+        f"the {what} is not finite in {when}, at learning rate {lr:g}; "
+        "the checkpoints of earlier epochs are kept; try a lower --lr or --precision fp32, in "
+        "another --output-dir"
+    )
 
 
 def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, precision):
@@ -183,11 +163,7 @@ def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, 
     losses = torch.stack(losses).double().cpu()
     if not losses.isfinite().all():
         step = int((~losses.isfinite()).nonzero()[0]) + 1
-        lr = optimizer.param_groups[0]["lr"]
-        raise InputError(
-            f"the loss is not finite in epoch {epoch}, step {step}, at learning rate {lr:g}; lower "
-            "--lr or use --precision fp32; the checkpoints of earlier epochs are kept"
-        )
+        raise not_finite("train loss", f"epoch {epoch}, step {step}", optimizer)
     return float(losses @ torch.tensor(sizes, dtype=torch.float64)) / sum(sizes)
 
 
@@ -257,7 +233,8 @@ def main():
     classes = config.HEADS[args.target]["classes"]
     images = list_train_images(args.data_dir)
     folder = prepare_folder(args)
-    last = load_last(folder, args) if args.resume else None
+    arguments = arguments_that_matter(args, precision)
+    last = load_last(folder, arguments) if args.resume else None
     # The network before the crops: a failed download shows before hours of cropping.
     torch.manual_seed(args.seed)
     start_from = (None, False) if last else (args.weights, not args.no_pretrained)
@@ -276,6 +253,7 @@ def main():
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
         log, best_f1 = last["log"], last["best_f1"]
+        GO_ON[:] = ["--resume"]
     else:
         for name in RUN_FILES:  # of a run that --overwrite gives up
             (folder / name).unlink(missing_ok=True)
@@ -283,7 +261,7 @@ def main():
     print(
         f"{args.target}, fold {args.fold}: {len(train_loader.dataset)} train and "
         f"{len(valid_loader.dataset)} valid photos; {args.model} at {args.resize} px "
-        f"on {device} in {str(precision).removeprefix('torch.')} -> {folder}"
+        f"on {device} in {precision_name(precision)} -> {folder}"
     )
     print_header(classes)
     for epoch in range(len(log) + 1, args.epochs + 1):
@@ -296,6 +274,8 @@ def main():
         )
         speed = len(train_loader.dataset) / (time.perf_counter() - start)
         scores = evaluate(network, valid_loader, criterion, pixel_stats, precision)
+        if not math.isfinite(scores["loss"]):
+            raise not_finite("valid loss", f"epoch {epoch}", optimizer)
         log.append(log_row(epoch, train_loss, scores, classes))
         write_csv(folder / "log.csv", pd.DataFrame(log))
         checkpoint = {
@@ -310,14 +290,15 @@ def main():
         checkpoint |= {
             "best_f1": best_f1,
             "log": log,
-            "arguments": {k: v for k, v in vars(args).items() if k not in FREE_ON_RESUME},
+            "arguments": arguments,
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
         }
         save_checkpoint(folder / "last.pth", checkpoint)
+        GO_ON[:] = ["--resume"]
         print_epoch(log[-1], classes, speed, time.perf_counter() - start)
     print(f"best valid macro-F1 {best_f1:.4f}: {folder / 'best.pth'}")
 
 
 if __name__ == "__main__":
-    run(main, go_on=["--resume"])
+    run(main, GO_ON)

@@ -36,6 +36,14 @@ CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
 BOX = ["x0", "y0", "x1", "y1"]
 # The last two, the photo's size in bytes and time of change, tell one that has changed since.
 COLUMNS = ["file", "method", *BOX, "prob", "source_size", "source_mtime_ns"]
+TYPES = {
+    "file": str,
+    "method": str,
+    **dict.fromkeys(BOX, "Int64"),  # pandas' integers that may be missing
+    "prob": float,
+    "source_size": "int64",
+    "source_mtime_ns": "int64",
+}
 JPEG_QUALITY = 95
 # A batch of photos passes MTCNN's whole image pyramid at once: bound its pixels, not its count,
 # so that large photos take no more memory than small ones.
@@ -126,7 +134,8 @@ def save_crop(image, box, path):
     buffer = io.BytesIO()
     kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
     Image.fromarray(image[y0:y1, x0:x1]).save(buffer, kind, quality=JPEG_QUALITY)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        make_folder(path.parent, "give another one with --crop-dir")
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
 
@@ -163,8 +172,8 @@ def read_manifest(folder, settings):
         if json.loads(stored.read_text(encoding="utf-8")) != settings:
             print(f"{folder}: made with other settings, cropping anew")
             return {}
-        rows = pd.read_csv(csv, dtype={"file": str})[COLUMNS].to_dict("records")
-    except (ValueError, KeyError, pd.errors.ParserError) as error:
+        rows = pd.read_csv(csv, dtype=TYPES)[COLUMNS].to_dict("records")
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{csv}: damaged ({error}); delete it to crop anew") from error
     return {row["file"]: row for row in rows}
 
@@ -172,7 +181,7 @@ def read_manifest(folder, settings):
 def write_manifest(folder, files, done):
     """Write the rows that are done, in the order of files, beside a crop folder."""
     table = pd.DataFrame([done[file] for file in files if file in done], columns=COLUMNS)
-    write_csv(folder.parent / "crops.csv", table.astype(dict.fromkeys(BOX, "Int64")))
+    write_csv(folder.parent / "crops.csv", table.astype(TYPES))
 
 
 def fingerprint(path):
@@ -199,8 +208,7 @@ def crop_images(source, folder, files, settings, device, args):
         for file in files
         if file not in done
         or (done[file]["source_size"], done[file]["source_mtime_ns"]) != prints[file]
-        or (done[file]["method"] == "bad" and not args.skip_bad)
-        or (done[file]["method"] != "bad" and not (folder / file).exists())
+        or not (folder / file).exists()  # lost, or bad, which what ails the disk may have been
     ]
     bad = {}
     if missing:
@@ -246,12 +254,16 @@ def crop_each(source, folder, files, settings, device, args, bad):
         tqdm(total=len(files), desc="crop", unit="images", disable=None) as progress,
     ):
         sizes = list(pool.map(partial(read, upright_size), files))
-        readable = [file for file in files if file not in bad]
-        batches = equal_size_batches([size for size in sizes if size], args.crop_batch_size)
+        promised = {file: size for file, size in zip(files, sizes) if file not in bad}
+        readable = list(promised)
+        batches = equal_size_batches(promised.values(), args.crop_batch_size)
         batches = ([readable[index] for index in batch] for batch in batches)
         for batch, images in prefetch(pool, partial(read, load_image), batches):
+            for file, image in zip(batch, images):
+                if image is not None and image.shape[1::-1] != promised[file]:
+                    bad[file] = f"{source / file}: changed while it was read"
+            images = [image for file, image in zip(batch, images) if file not in bad]
             batch = [file for file in batch if file not in bad]
-            images = [image for image in images if image is not None]
             results = find_boxes(detector, np.stack(images), settings) if images else []
             boxes, paths = (box for _, box, _ in results), [folder / file for file in batch]
             list(pool.map(save_crop, images, boxes, paths))
@@ -275,7 +287,7 @@ def crop_split(args, split, files, shots, settings, device, report=False):
     if made:
         speed = made / (time.perf_counter() - start)
         print(f"{split}: {made} photos cropped to {folder} ({speed:.1f} images/s)")
-    if made or report:
+    if made or report or (manifest["method"] == "bad").any():
         print_summary(split, manifest, shots)
     return manifest
 

@@ -8,6 +8,7 @@ from data.augment import apply_transform, build_transform
 from data.crop import crop_folder, crop_settings, crop_split
 from data.images import load_image
 from data.labels import assign_folds, head_labels
+from utils.cli import InputError
 
 
 class FaceDataset(Dataset):
@@ -93,6 +94,8 @@ def load_fold(images, args, device):
         return build_loader(dataset, args.batch_size, args.num_workers, device, shuffle)
 
     train, valid = images[folds != args.fold], images[folds == args.fold]
+    if train.empty or valid.empty:
+        raise InputError(f"{args.data_dir}: no readable photos are left to train or validate on")
     train_labels = head_labels(train, args.target, args.age_border)
     return (
         loader(train, train_labels, args.augment, shuffle=True),

@@ -1,14 +1,24 @@
 """Reading photos with Pillow."""
 
 import contextlib
+import struct
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from utils.cli import InputError
 
 EXIF_ORIENTATION = 0x0112
-LYING = (5, 6, 7, 8)  # the orientations that swap width and height
+# How to turn a photo upright, by its orientation; from 5 on, width and height change places.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @contextlib.contextmanager
@@ -16,11 +26,19 @@ def open_image(path):
     """Image.open whose every complaint is an InputError that names the file."""
     try:
         with Image.open(path) as image:
+            if not image.width * image.height:
+                raise ValueError("it has no pixels")
             yield image
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image ({error})") from error
+
+
+def orientation(image):
+    """The EXIF orientation, 1 to 8; 1 for TIFF, which Pillow turns by itself."""
+    value = 1 if image.format == "TIFF" else image.getexif().get(EXIF_ORIENTATION)
+    return value if value in UPRIGHT else 1
 
 
 def load_image(path):
@@ -29,7 +47,10 @@ def load_image(path):
     Any format, colour mode and depth that Pillow reads; of an animation, its first frame.
     """
     with open_image(path) as image:
-        image = ImageOps.exif_transpose(image)
+        turn = UPRIGHT.get(orientation(image))
+        # Not ImageOps.exif_transpose: it writes the other tags anew and fails on odd ones.
+        if turn is not None:
+            image = image.transpose(turn)
         if image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
             image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
         elif "transparency" in image.info:
@@ -40,8 +61,4 @@ def load_image(path):
 def upright_size(path):
     """Return (width, height) as load_image gives them, for a JPEG without decoding it."""
     with open_image(path) as image:
-        width, height = image.size
-        if not width * height:
-            raise ValueError("it has no pixels")
-        lying = image.getexif().get(EXIF_ORIENTATION) in LYING
-        return (height, width) if lying else (width, height)
+        return image.size[::-1] if orientation(image) >= 5 else image.size

@@ -17,7 +17,7 @@ from data.labels import GENDER_LABELS, SHOT_LABELS, age_labels, merge_labels
 from data.portrait import SHOTS, draw_shot, draw_traits
 from utils.cli import ArgumentParser, InputError, positive_int, run
 from utils.cli import seed as seed_type
-from utils.files import write_csv
+from utils.files import atomic_write, make_folder, write_csv
 
 GENDERS = ("male", "female")
 AGES = ((18, 29), (30, 59), (60, 80))
@@ -44,7 +44,8 @@ def official_class(traits, shot):
 
 def write_photo(path, photo):
     jpeg = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-    path.write_bytes(jpeg.tobytes())
+    with atomic_write(path) as file:
+        file.write(jpeg.tobytes())
 
 
 def write_train(folder, people, seed, progress):
@@ -92,6 +93,7 @@ def make_sample(output, people, eval_people, seed):
         )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output} is not an empty folder: empty it or choose another --output")
+    make_folder(output, "choose another --output")
     with tqdm(total=people + eval_people, unit="person", disable=None) as progress:
         write_train(output / "train", people, seed, progress)
         write_eval(output / "eval", eval_people, seed, progress)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from facenet_pytorch import MTCNN
-from PIL import Image
+from PIL import Image, ImageOps
 
 from conftest import assert_refused, run, run_ok
 from data.crop import build_detector, center_box, equal_size_batches, face_box, find_boxes
@@ -138,12 +138,18 @@ def test_photos_of_all_sizes_and_kinds(photos_dir, tmp_path):
     assert (crops / "train/new_img" / person.name / "mask1.png").exists()
 
 
-def test_an_unknown_orientation_is_upright(tmp_path):
+@pytest.mark.parametrize("orientation", range(10))
+def test_photos_of_every_orientation_are_upright(tmp_path, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 9
-    Image.new("RGB", (20, 30)).save(tmp_path / "odd.jpg", exif=exif)
-    assert upright_size(tmp_path / "odd.jpg") == (20, 30)
-    assert load_image(tmp_path / "odd.jpg").shape == (30, 20, 3)
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 3)).astype(np.uint8)
+    photo = Image.fromarray(pixels.repeat(16, axis=0).repeat(16, axis=1))
+    for name in ("a.jpg", "a.png"):
+        photo.save(tmp_path / name, exif=exif)
+        with Image.open(tmp_path / name) as image:
+            expected = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        assert np.array_equal(load_image(tmp_path / name), expected)
+        assert upright_size(tmp_path / name) == expected.shape[1::-1]
 
 
 def test_a_changed_photo_is_cropped_again(photos_dir):

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import assert_refused, run
 from data.labels import (
     age_labels,
     assign_folds,
@@ -173,6 +174,18 @@ def test_bad_eval_ids_are_all_named(tmp_path):
         assert f"line {line}: " in str(refusal.value)
         assert what in str(refusal.value).split(f"line {line}: ")[1].split(";")[0]
     assert "line 2" not in str(refusal.value)
+
+
+def test_a_broken_csv_is_named_in_one_line(tmp_path):
+    (tmp_path / "train").mkdir()
+    csv = tmp_path / "train/train.csv"
+    for text in (b"id,gender,age,path\n1,male,30,a,b,c\n1,male\n", b"\xff\xfe\x00", b""):
+        csv.write_bytes(text)
+        done = run("-m", "data.crop", "--data-dir", tmp_path)
+        assert_refused(done, csv)
+    csv.unlink()
+    csv.mkdir()
+    assert_refused(run("-m", "data.crop", "--data-dir", tmp_path), csv)
 
 
 def test_missing_files_and_columns_are_named(tmp_path):

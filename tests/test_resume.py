@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import train
 from conftest import ROOT, SMALL, assert_refused, run, run_ok
 
 FILES = ("best.pth", "last.pth", "log.csv")
@@ -64,14 +65,54 @@ def test_killed_runs_end_as_if_nothing_had_happened(uninterrupted, sample_dir, t
 
 def test_resume_refuses_what_would_change_the_result(sample_dir, tmp_path):
     arguments = command(sample_dir, tmp_path, "--epochs", 1)
-    assert_refused(run(*arguments, "--resume"), "last.pth", "without --resume")
+    assert_refused(run(*arguments, "--resume"), "last.pth", "--overwrite")
     run_ok(*arguments)
     before = contents(tmp_path)
     done = run(*arguments, "--resume", "--batch-size", 8, "--augment", "none")
     assert_refused(done, "--batch-size 16", "--augment age")
+    assert_refused(run(*arguments, "--resume", "--precision", "bf16"), "--precision fp32")
+    assert_refused(run(*arguments, "--resume", "--skip-bad"), "no --skip-bad")
     assert_refused(run(*arguments, "--resume", "--overwrite"), "--overwrite and --resume")
     assert_refused(run(*arguments), "--resume", "--overwrite")
     assert contents(tmp_path) == before
+
+
+def test_a_loss_that_overflows_is_named_and_nothing_overwritten(sample_dir, tmp_path, monkeypatch):
+    run_ok(*command(sample_dir, tmp_path, "--epochs", 1))
+    before = contents(tmp_path)
+    real = train.build_loss
+
+    def overflowing(*options):
+        criterion, steps = real(*options), iter(range(100))
+        return lambda *batch: criterion(*batch) / (next(steps) != 2)
+
+    monkeypatch.setattr(train, "build_loss", overflowing)
+    done = run(*command(sample_dir, tmp_path, "--epochs", 2, "--resume"))
+    assert_refused(done, "train loss", "epoch 2, step 3", "0.001", "--lr")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(sample_dir, tmp_path):
+    run_ok(*command(sample_dir, tmp_path, "--epochs", 1, "--num-workers", 0))
+    before = contents(tmp_path)
+    arguments = command(sample_dir, tmp_path, "--epochs", 2, "--num-workers", 0, "--resume")
+    limited = (
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6,) * 2); "
+    )
+    limited += "sys.argv = sys.argv[1:]; runpy.run_path('train.py', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert_refused(done, ".pth", "can't be written", "File too large")
+    after = contents(tmp_path)
+    assert after["last.pth"] == before["last.pth"]
+    assert after["best.pth"] == before["best.pth"]
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C reaches a console, not one process, on Windows")

@@ -14,12 +14,16 @@ class InputError(Exception):
 # Faults of the machine that torch reports as RuntimeError, and the way out of each.
 FAULTS = {
     "out of memory": "lower --batch-size, or --crop-batch-size if photos were being cropped",
-    "DataLoader worker": "was it killed for its memory? lower --num-workers",
+    "can't allocate memory": "lower --batch-size, --crop-batch-size or --num-workers",
+    "DataLoader worker (pid": "was it killed for its memory? lower --num-workers",
 }
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser, with one line on stderr instead of the whole usage."""
+    """argparse's parser without abbreviations, and with one line on stderr instead of the usage."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options, allow_abbrev=False)
 
     def error(self, message):
         self.exit(2, f"error: {message} (see --help)\n")
@@ -28,14 +32,14 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main, go_on=()):
     """Call main(); an InputError becomes one line on stderr and exit status 2, Ctrl-C 130.
 
-    go_on: arguments that make the same command go on where it was interrupted.
+    go_on: a list that main fills with the arguments that make the command go on, once it could.
     """
     try:
         main()
     except InputError as error:
-        # From a loader's worker it comes with the worker's traceback before its own last line.
-        message = str(error).splitlines()[-1].removeprefix("utils.cli.InputError: ")
-        print(f"error: {message}", file=sys.stderr)
+        # From a loader's worker it comes behind the worker's traceback.
+        message = str(error).rpartition("\nutils.cli.InputError: ")[2]
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         for words, way_out in FAULTS.items():
@@ -46,7 +50,8 @@ def run(main, go_on=()):
     except KeyboardInterrupt:
         module = sys.modules["__main__"].__spec__  # None for a script
         command = ["-m", module.name] if module else [sys.argv[0]]
-        kept = [argument for argument in sys.argv[1:] if argument not in ("--overwrite", *go_on)]
+        replaced = ("--overwrite", *go_on) if go_on else ()
+        kept = [argument for argument in sys.argv[1:] if argument not in replaced]
         command = shlex.join(["python", *command, *kept, *go_on])
         print(f"interrupted; to go on: {command}", file=sys.stderr)
         sys.exit(130)

@@ -50,6 +50,11 @@ def pick_precision(name, device):
     return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
 
 
+def precision_name(precision):
+    """fp32, fp16 or bf16 for a dtype."""
+    return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
+
+
 def autocast(device, precision):
     """The context to run a network in; one that changes nothing for torch.float32."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)

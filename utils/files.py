@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 from utils.cli import InputError
@@ -30,17 +31,21 @@ def atomic_write(path, mode="wb"):
             f"{path}: can't be written ({reason}); free space or go elsewhere"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it's gone after the rename, or never was
+            temporary.unlink()
 
 
 def make_folder(path, way_out):
-    """Make a folder and its parents. Raises InputError, ending with way_out, when it can't be."""
+    """Make a folder, its parents too, that files can be written to.
+
+    Raises InputError, ending with way_out, when that can't be.
+    """
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
-        raise InputError(
-            f"{path}: no folder can be made there ({error.strerror}); {way_out}"
-        ) from error
+        raise InputError(f"{path}: no folder to write to ({error.strerror}); {way_out}") from error
 
 
 def write_csv(path, table):
