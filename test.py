@@ -192,6 +192,10 @@ def main():
     if output.is_dir() or output.name == "probabilities.csv":
         raise InputError(f"--output {output}: name a file, and not probabilities.csv")
     make_folder(output.parent, "give another --output")
+    inputs = [Path(args.data_dir) / "eval" / "info.csv", *([args.answers] if args.answers else [])]
+    for name in (output, output.with_name("probabilities.csv")):
+        if any(name.exists() and name.samefile(path) for path in inputs):
+            raise InputError(f"--output {output}: would overwrite {name}, which is read here")
 
     files = info["ImageID"].tolist()
     settings = checkpoints["mask"][0]["crop"]

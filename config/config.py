@@ -10,7 +10,7 @@ NUM_FOLDS = 5
 OFFICIAL_AGE_BORDER = 60
 
 # data
-DATA_DIR = os.environ.get("MAG_DATA_DIR", "input/data")
+DATA_DIR = os.environ.get("MAG_DATA_DIR") or "input/data"
 CROP_DIR = None  # None: beside the photos, in the data directory
 OUTPUT_DIR = "runs"
 FOLD = 0

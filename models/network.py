@@ -47,7 +47,8 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False):
         except (OSError, EOFError, RuntimeError) as error:
             raise InputError(
                 f"{name}: its ImageNet weights could not be downloaded ({error}); give a local "
-                "file with --weights FILE or start from random weights with --no-pretrained"
+                "file with --weights FILE, start from random weights with --no-pretrained, or take "
+                "--model efficientnet-lite0, whose weights are installed"
             ) from error
     if weights:
         load_weights(network, name, weights)

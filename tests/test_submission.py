@@ -172,6 +172,17 @@ def test_bad_answers_are_named(runs_dir, sample_dir, tmp_path):
     assert_refused(refuse(*arguments), "answers.csv", "x.jpg", "twice")
 
 
+def test_inputs_are_not_overwritten(runs_dir, sample_dir, tmp_path):
+    shutil.copytree(sample_dir / "eval", tmp_path / "data/eval", copy_function=shutil.copy2)
+    for name in ("info.csv", "answers.csv"):
+        path = tmp_path / "data/eval" / name
+        before = path.read_bytes()
+        done = run("test.py", "--data-dir", tmp_path / "data", "--runs", runs_dir,
+                   "--answers", tmp_path / "data/eval/answers.csv", "--output", path)  # fmt: skip
+        assert_refused(done, "--output", name)
+        assert path.read_bytes() == before
+
+
 def test_bad_output_is_named(runs_dir, sample_dir, tmp_path):
     for output in (tmp_path, tmp_path / "probabilities.csv"):
         done = run("test.py", "--data-dir", sample_dir, "--runs", runs_dir, "--output", output)
