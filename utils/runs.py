@@ -27,10 +27,8 @@ def prepare_folder(args):
 def arguments_that_matter(args, precision):
     """What decides what a run ends with: {argument: plain value}; precision: the dtype in use."""
     arguments = {name: value for name, value in vars(args).items() if name not in FREE_ON_RESUME}
-    return {
-        **arguments,
-        "precision": precision_name(precision),
-    }  # what auto means differs by device
+    # Not args.precision: what auto means differs from device to device.
+    return {**arguments, "precision": precision_name(precision)}
 
 
 def load_last(folder, arguments):
