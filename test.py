@@ -3,6 +3,8 @@
 python test.py
 """
 
+import glob
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from tqdm import tqdm
 
 from config import config
 from data.augment import build_transform, normalize
-from data.crop import crop_folder, crop_split
+from data.crop import crop_folder, crop_sets
 from data.dataset import FaceDataset, build_loader
 from data.labels import merge_labels, read_info, read_table, split_classes
 from models.network import build_network
@@ -28,7 +30,7 @@ from utils.cli import (
     run,
 )
 from utils.device import autocast, pick_device, pick_precision
-from utils.files import make_folder, write_csv
+from utils.files import make_folder, remove_leftovers, write_csv
 from utils.metrics import classification_scores
 
 COLUMNS = [f"{target}_{name}" for target, head in config.HEADS.items() for name in head["classes"]]
@@ -68,9 +70,11 @@ def find_checkpoints(runs):
     for target in config.HEADS:
         paths = sorted(Path(runs).glob(f"{target}_fold[0-9]/best.pth"))
         if not paths:
+            if (Path(runs) / "best.pth").exists():
+                raise InputError(f"--runs {runs}: this is one run; name the folder that holds it")
+            command = ["python", "train.py", "--target", target, "--output-dir", str(runs)]
             raise InputError(
-                f"{runs}: no {target}_fold<k>/best.pth; train it with: "
-                f"python train.py --target {target} --output-dir {runs}"
+                f"{runs}: no {target}_fold<k>/best.pth; train it with: {shlex.join(command)}"
             )
         found[target] = [load_checkpoint(path) for path in paths]
         for checkpoint in found[target]:
@@ -192,6 +196,8 @@ def main():
     if output.is_dir() or output.name == "probabilities.csv":
         raise InputError(f"--output {output}: name a file, and not probabilities.csv")
     make_folder(output.parent, "give another --output")
+    for name in (output.name, "probabilities.csv"):
+        remove_leftovers(output.parent, f".{glob.escape(name)}")
     inputs = [Path(args.data_dir) / "eval" / "info.csv", *([args.answers] if args.answers else [])]
     for name in (output, output.with_name("probabilities.csv")):
         if any(name.exists() and name.samefile(path) for path in inputs):
@@ -199,7 +205,8 @@ def main():
 
     files = info["ImageID"].tolist()
     settings = checkpoints["mask"][0]["crop"]
-    manifest = crop_split(args, "eval", files, ["any shot"] * len(files), settings, device)
+    photos = ("eval", files, ["any shot"] * len(files))
+    [manifest] = crop_sets(args, [photos], settings, device)
     bad = (manifest["method"] == "bad").to_numpy()  # none, but with --skip-bad
     if bad.all():
         raise InputError(f"{args.data_dir}: not one readable image in eval/images")
@@ -216,7 +223,7 @@ def main():
     table = pd.DataFrame(table, columns=COLUMNS, index=info["ImageID"]).reset_index()
     write_csv(output.with_name("probabilities.csv"), table)
     if bad.any():
-        print(f"{bad.sum()} bad images: given the most frequent class, {classes[bad][0]}")
+        print(f"bad images, given the most frequent class, {classes[bad][0]}: {bad.sum()}")
     counts = ", ".join(f"{len(folds)} {target}" for target, folds in checkpoints.items())
     print(f"{len(info)} images, networks: {counts} -> {output}")
     if answers is not None:

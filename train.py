@@ -15,7 +15,7 @@ from config import config
 from data.augment import AUGMENTATIONS, normalize
 from data.crop import add_crop_arguments, crop_settings
 from data.dataset import load_fold
-from data.labels import list_train_images
+from data.labels import assign_folds, list_train_images
 from loss import LOSSES, build_loss
 from models.network import NETWORKS, build_network, normalization
 from utils.checkpoint import load_state, save_checkpoint
@@ -31,11 +31,12 @@ from utils.cli import (
     positive_int,
     run,
     seed,
+    whole_number,
 )
 from utils.device import autocast, pick_device, pick_precision, precision_name
 from utils.files import write_csv, write_json
 from utils.metrics import classification_scores
-from utils.runs import RUN_FILES, arguments_that_matter, load_last, prepare_folder
+from utils.runs import arguments_that_matter, clear_folder, digest, load_last, prepare_folder
 
 # Filled once --resume could go on; see utils.cli.run.
 GO_ON = []
@@ -58,7 +59,7 @@ def get_args_parser():
     add("--overwrite", action="store_true", help="replace a run that is there (default: refuse)")
     add("--resume", action="store_true",
         help="go on after the last epoch of a run that is there (default: refuse)")
-    add("--fold", type=int, choices=range(config.NUM_FOLDS), default=config.FOLD,
+    add("--fold", type=whole_number, choices=range(config.NUM_FOLDS), default=config.FOLD,
         help="the fold to validate on; the others train (default: %(default)s)")
     add("--fold-seed", type=seed, default=config.FOLD_SEED,
         help="who is in which fold (default: %(default)s)")
@@ -71,7 +72,7 @@ def get_args_parser():
     add = parser.add_argument_group("network").add_argument
     add("--model", choices=NETWORKS, default=config.MODEL, metavar="NAME",
         help=f"{', '.join(NETWORKS)} (default: %(default)s)")
-    add("--resize", type=int, default=config.RESIZE,
+    add("--resize", type=whole_number, default=config.RESIZE,
         help="side of the network's input in pixels, 64 or more (default: %(default)s)")
     add("--weights", metavar="FILE",
         help="state dict to start from (default: ImageNet weights)")
@@ -232,14 +233,16 @@ def main():
     precision = pick_precision(args.precision, device)
     classes = config.HEADS[args.target]["classes"]
     images = list_train_images(args.data_dir)
+    images["fold"] = assign_folds(images, args.fold_seed)
     folder = prepare_folder(args)
     arguments = arguments_that_matter(args, precision)
-    last = load_last(folder, arguments) if args.resume else None
+    last = load_last(folder, arguments, args.epochs) if args.resume else None
     # The network before the crops: a failed download shows before hours of cropping.
     torch.manual_seed(args.seed)
     start_from = (None, False) if last else (args.weights, not args.no_pretrained)
     network = build_network(args.model, len(classes), args.resize, *start_from).to(device)
     train_loader, valid_loader = load_fold(images, args, device)
+    data = digest(train_loader.dataset, valid_loader.dataset)
 
     pixel_stats = torch.tensor(normalization(args.model), device=device)
     criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing)
@@ -249,14 +252,18 @@ def main():
 
     log, best_f1 = [], -1.0
     if last:
+        if last["data"] != data:
+            raise InputError(
+                f"{args.data_dir}: other photos or labels than {folder} was trained on; "
+                "start over with --overwrite or in another --output-dir"
+            )
         load_state(network, last)
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
         log, best_f1 = last["log"], last["best_f1"]
         GO_ON[:] = ["--resume"]
     else:
-        for name in RUN_FILES:  # of a run that --overwrite gives up
-            (folder / name).unlink(missing_ok=True)
+        clear_folder(folder)
     write_json(folder / "config.json", vars(args))
     print(
         f"{args.target}, fold {args.fold}: {len(train_loader.dataset)} train and "
@@ -291,6 +298,7 @@ def main():
             "best_f1": best_f1,
             "log": log,
             "arguments": arguments,
+            "data": data,
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
         }

@@ -9,6 +9,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from utils.cli import InputError
+
 cv2.setNumThreads(1)  # loader workers are the parallelism; threads below them only get in the way
 
 ROTATE = {"limit": 20, "border_mode": cv2.BORDER_REPLICATE}
@@ -32,6 +34,8 @@ def augmentations(name):
                 p=0.5,
             ),
         ]
+    if name not in AUGMENTATIONS:
+        raise InputError(f"augmentation {name}: unknown; there are {', '.join(AUGMENTATIONS)}")
     if name == "age":
         warp = A.OneOf([A.RandomGridShuffle(grid=(2, 2)), A.Perspective()], p=0.5)
     else:

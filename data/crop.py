@@ -1,12 +1,10 @@
 """Cut the face out of every photo, once: `python -m data.crop`.
 
-train/images/... -> train/new_img/... and eval/images/... -> eval/new_images/..., beside each the
-manifest crops.csv (file, method, x0, y0, x1, y1, prob, and what its photo was when it was cropped)
-and the settings it was made with. The method is mtcnn, center or bad: no readable photo.
+train/images/... -> train/new_img/... and eval/images/... -> eval/new_images/..., a manifest beside
+each.
 """
 
 import io
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
 from config import config
 from data.images import load_image, upright_size
 from data.labels import list_train_images, raise_problems, read_info
+from data.manifest import COLUMNS, fingerprint, read_crops, write_manifest, write_settings
 from utils.cli import (
     ArgumentParser,
     InputError,
@@ -30,25 +30,14 @@ from utils.cli import (
     run,
 )
 from utils.device import pick_device
-from utils.files import atomic_write, make_folder, write_csv, write_json
+from utils.files import atomic_write, make_folder, remove_leftovers
 
 CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
-BOX = ["x0", "y0", "x1", "y1"]
-# The last two, the photo's size in bytes and time of change, tell one that has changed since.
-COLUMNS = ["file", "method", *BOX, "prob", "source_size", "source_mtime_ns"]
-TYPES = {
-    "file": str,
-    "method": str,
-    **dict.fromkeys(BOX, "Int64"),  # pandas' integers that may be missing
-    "prob": float,
-    "source_size": "int64",
-    "source_mtime_ns": "int64",
-}
 JPEG_QUALITY = 95
 # A batch of photos passes MTCNN's whole image pyramid at once: bound its pixels, not its count,
 # so that large photos take no more memory than small ones.
 PHOTO_PIXELS = 384 * 512
-SAVE_EVERY = 1000  # images; what a killed run has to crop again at most
+SAVE_EVERY = 5  # seconds; the work that a killed run has to do again at most
 
 
 def add_crop_arguments(parser):
@@ -70,8 +59,7 @@ def add_crop_arguments(parser):
 
 def crop_settings(args):
     """The settings that decide what a crop looks like, as plain types."""
-    names = ("min_face_size", "margin_x", "margin_y", "center_size")
-    return {"detector": "mtcnn", **{name: getattr(args, name) for name in names}}
+    return {"detector": "mtcnn", **{name: getattr(args, name) for name in config.CROP_SETTINGS}}
 
 
 def crop_folder(data_dir, crop_dir, split):
@@ -163,89 +151,52 @@ def prefetch(pool, function, batches):
         yield ahead[0], list(ahead[1])
 
 
-def read_manifest(folder, settings):
-    """The rows of the manifest beside a crop folder, {file: row}; none if its settings differ."""
-    csv, stored = folder.parent / "crops.csv", folder.parent / "crops.json"
-    if not (csv.exists() and stored.exists()):
-        return {}
-    try:
-        if json.loads(stored.read_text(encoding="utf-8")) != settings:
-            print(f"{folder}: made with other settings, cropping anew")
-            return {}
-        rows = pd.read_csv(csv, dtype=TYPES)[COLUMNS].to_dict("records")
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{csv}: damaged ({error}); delete it to crop anew") from error
-    return {row["file"]: row for row in rows}
-
-
-def write_manifest(folder, files, done):
-    """Write the rows that are done, in the order of files, beside a crop folder."""
-    table = pd.DataFrame([done[file] for file in files if file in done], columns=COLUMNS)
-    write_csv(folder.parent / "crops.csv", table.astype(TYPES))
-
-
-def fingerprint(path):
-    """(size, time of change) of a file, as the manifest keeps them; zeros if it isn't there."""
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
-
-
 def crop_images(source, folder, files, settings, device, args):
     """Crop source/<file> to folder/<file> for each of files that is new, changed or was lost.
 
     settings: from crop_settings; others than those of the crops in folder make all of them anew.
-    Returns the manifest, one row a file in the order of files, and how many crops were made.
-    Raises InputError that names the photos that can't be read, all others being done, unless
-    args.skip_bad; and for a folder that can't be written.
+    Returns the manifest, one row a file in the order of files, how many crops were made, and the
+    photos that can't be read: {file: why}. Raises InputError for a folder that can't be written.
     """
-    done = read_manifest(folder, settings)
     prints = {file: fingerprint(source / file) for file in files}
-    missing = [
-        file
-        for file in files
-        if file not in done
-        or (done[file]["source_size"], done[file]["source_mtime_ns"]) != prints[file]
-        or not (folder / file).exists()  # lost, or bad, which what ails the disk may have been
-    ]
+    done, missing = read_crops(folder, settings, prints)
     bad = {}
     if missing:
         make_folder(folder, "give another one with --crop-dir")
-        for file in missing:
-            done.pop(file, None)
-        # First the shorter manifest, then the settings: a crop of old ones never counts as new.
-        write_manifest(folder, files, done)
-        write_json(folder.parent / "crops.json", settings)
-        try:
-            for file, method, box, prob in crop_each(
-                source, folder, missing, settings, device, args, bad
-            ):
-                done[file] = dict(zip(COLUMNS, (file, method, *box, prob, *prints[file])))
-                if len(done) % SAVE_EVERY == 0:
-                    write_manifest(folder, files, done)
-        finally:  # an error, or Ctrl-C, loses no crop that is finished
+        with FileLock(folder.parent / "crops.lock"):
+            # Once more: perhaps another command has cropped them while this one waited.
+            done, missing = read_crops(folder, settings, prints)
+            remove_leftovers(folder, "**/.*")
+            remove_leftovers(folder.parent, ".crops.*")
+            # First the shorter manifest, then the settings: a crop of old ones never counts as new.
             write_manifest(folder, files, done)
-    if bad and not args.skip_bad:
-        raise_problems(
-            f"{len(bad)} bad photos in {source} (--skip-bad does without them)", list(bad.values())
-        )
+            write_settings(folder, settings)
+            try:
+                saved = time.monotonic()
+                for file, method, box, prob in crop_each(
+                    source, folder, missing, settings, device, args, bad
+                ):
+                    done[file] = dict(zip(COLUMNS, (file, method, *box, prob, *prints[file])))
+                    if time.monotonic() - saved > SAVE_EVERY:
+                        write_manifest(folder, files, done)
+                        saved = time.monotonic()
+            finally:  # an error, or Ctrl-C, loses no crop that is finished
+                write_manifest(folder, files, done)
     table = pd.DataFrame([done[file] for file in files], columns=COLUMNS)
-    return table, len(missing) - len(bad)
+    return table, len(missing) - len(bad), bad
 
 
 def crop_each(source, folder, files, settings, device, args, bad):
     """Crop source/<file> to folder/<file>; yields (file, method, box, prob) once each is on disk.
 
-    Photos that can't be read come as method "bad" and into the dict bad: {file: why}.
+    Photos that can't be read come last, as method "bad", and go into the dict bad: {file: why}.
     """
 
     def read(function, file):
         try:
             return function(source / file)
         except InputError as error:
-            bad[file] = str(error)
+            bad[file] = str(error).removeprefix(f"{source / file}: ")
             return None
 
     detector = build_detector(settings, device)
@@ -261,7 +212,7 @@ def crop_each(source, folder, files, settings, device, args, bad):
         for batch, images in prefetch(pool, partial(read, load_image), batches):
             for file, image in zip(batch, images):
                 if image is not None and image.shape[1::-1] != promised[file]:
-                    bad[file] = f"{source / file}: changed while it was read"
+                    bad[file] = "changed while it was read"
             images = [image for file, image in zip(batch, images) if file not in bad]
             batch = [file for file in batch if file not in bad]
             results = find_boxes(detector, np.stack(images), settings) if images else []
@@ -273,23 +224,31 @@ def crop_each(source, folder, files, settings, device, args, bad):
         yield file, "bad", (None,) * 4, np.nan
 
 
-def crop_split(args, split, files, shots, settings, device, report=False):
-    """Crop what is missing of split, "train" or "eval"; print a summary if anything was.
+def crop_sets(args, sets, settings, device, report=False):
+    """Crop what is missing of each set; print a summary of those where anything was.
 
-    files: relative to the split's images folder; shots: a name each, to count misses by;
-    report: print the summary in any case.
-    Returns the manifest in the order of files. Raises InputError as crop_images does.
+    sets: (split, files, shots): split is "train" or "eval", files are relative to its images
+    folder, shots are a name each, to count misses by; report: print the summary in any case.
+    Returns a manifest for each set, in the order of its files. Raises InputError that names the
+    photos that can't be read, all others of all sets being done, unless args.skip_bad.
     """
-    start = time.perf_counter()
-    source = Path(args.data_dir) / split / "images"
-    folder = crop_folder(args.data_dir, args.crop_dir, split)
-    manifest, made = crop_images(source, folder, files, settings, device, args)
-    if made:
-        speed = made / (time.perf_counter() - start)
-        print(f"{split}: {made} photos cropped to {folder} ({speed:.1f} images/s)")
-    if made or report or (manifest["method"] == "bad").any():
-        print_summary(split, manifest, shots)
-    return manifest
+    manifests, problems = [], []
+    for split, files, shots in sets:
+        start = time.perf_counter()
+        source = Path(args.data_dir) / split / "images"
+        folder = crop_folder(args.data_dir, args.crop_dir, split)
+        manifest, made, bad = crop_images(source, folder, files, settings, device, args)
+        if made:
+            speed = made / (time.perf_counter() - start)
+            print(f"{split}: {made} photos cropped to {folder} ({speed:.1f} images/s)")
+        if made or report or bad:
+            print_summary(split, manifest, shots)
+        manifests.append(manifest)
+        problems += [f"{split}/images/{file}: {why}" for file, why in bad.items()]
+    if not args.skip_bad:
+        where = f"{args.data_dir}: {len(problems)} bad photos (--skip-bad does without them)"
+        raise_problems(where, sorted(problems))
+    return manifests
 
 
 def print_summary(split, manifest, shots):
@@ -299,7 +258,7 @@ def print_summary(split, manifest, shots):
     for shot, group in missed.groupby(np.array(shots)):
         print(f"  {shot:<16}{len(group):>6} images{group.sum():>6} without a face")
     if bad.any():
-        print(f"  {bad.sum()} bad photos left out, first {manifest['file'][bad].iloc[0]}")
+        print(f"  bad photos, in no crop: {bad.sum()}, first {manifest['file'][bad].iloc[0]}")
 
 
 def get_args_parser():
@@ -325,8 +284,7 @@ def main():
     if args.split != "train":
         info = read_info(args.data_dir)
         sets.append(("eval", info["ImageID"].tolist(), ["any shot"] * len(info)))
-    for split, files, shots in sets:
-        crop_split(args, split, files, shots, settings, device, report=True)
+    crop_sets(args, sets, settings, device, report=True)
 
 
 if __name__ == "__main__":

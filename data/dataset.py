@@ -5,9 +5,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import apply_transform, build_transform
-from data.crop import crop_folder, crop_settings, crop_split
+from data.crop import crop_folder, crop_sets, crop_settings
 from data.images import load_image
-from data.labels import assign_folds, head_labels
+from data.labels import head_labels
 from utils.cli import InputError
 
 
@@ -28,7 +28,10 @@ class FaceDataset(Dataset):
 
     def __getitem__(self, key):
         epoch, index = key
-        image = load_image(self.files[index])
+        try:
+            image = load_image(self.files[index])
+        except InputError as error:
+            raise InputError(f"{error}; delete this crop and it is made anew") from error
         images = (
             # Places count from 1: numpy takes [1, 2] and [1, 2, 0] for one seed.
             torch.from_numpy(apply_transform(transform, image, [self.seed, epoch, index, place]))
@@ -74,14 +77,12 @@ def build_loader(dataset, batch_size, num_workers, device, shuffle=False):
 def load_fold(images, args, device):
     """The train and valid DataLoaders of args.target and args.fold; crops what is missing.
 
-    images: from list_train_images. Train labels use args.age_border, valid labels the official
-    border. Raises InputError for bad data.
+    images: from list_train_images, with the column fold. Train labels use args.age_border, valid
+    labels the official border. Raises InputError for bad data.
     """
-    folds = assign_folds(images, args.fold_seed)
-    files, shots = images["file"].tolist(), images["shot"].tolist()
-    manifest = crop_split(args, "train", files, shots, crop_settings(args), device)
-    good = (manifest["method"] != "bad").to_numpy()  # all are, but with --skip-bad
-    images, folds = images[good], folds[good]
+    photos = ("train", images["file"].tolist(), images["shot"].tolist())
+    [manifest] = crop_sets(args, [photos], crop_settings(args), device)
+    images = images[(manifest["method"] != "bad").to_numpy()]  # all, but with --skip-bad
     folder = crop_folder(args.data_dir, args.crop_dir, "train")
 
     def loader(rows, labels, augment, shuffle):
@@ -93,7 +94,7 @@ def load_fold(images, args, device):
         )
         return build_loader(dataset, args.batch_size, args.num_workers, device, shuffle)
 
-    train, valid = images[folds != args.fold], images[folds == args.fold]
+    train, valid = images[images["fold"] != args.fold], images[images["fold"] == args.fold]
     if train.empty or valid.empty:
         raise InputError(f"{args.data_dir}: no readable photos are left to train or validate on")
     train_labels = head_labels(train, args.target, args.age_border)

@@ -2,6 +2,8 @@
 
 import contextlib
 import struct
+import warnings
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -9,6 +11,13 @@ from PIL import Image
 from utils.cli import InputError
 
 EXIF_ORIENTATION = 0x0112
+# What Pillow may raise for a file of arbitrary bytes.
+DAMAGE = (
+    OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError, OverflowError,
+    EOFError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+# What Pillow warns of, odd tags for example, it has got over.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # How to turn a photo upright, by its orientation; from 5 on, width and height change places.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,7 +40,7 @@ def open_image(path):
             yield image
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image") from error
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise InputError(f"{path}: not a readable image ({error})") from error
 
 

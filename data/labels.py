@@ -56,6 +56,11 @@ def is_inside(path, folder):
         return False
 
 
+def duplicated(paths):
+    """A mask of the paths that stand further above, in other words (a/./b, a//b) too."""
+    return paths.map(os.path.normpath).duplicated()
+
+
 def problems_by_line(*checks):
     """["line 3: what", ...] from pairs of a boolean mask over a table's rows and what it means."""
     found = [(row, what) for mask, what in checks for row in np.flatnonzero(mask)]
@@ -76,7 +81,7 @@ def read_people(data_dir):
     problems = problems_by_line(
         (~table["gender"].isin(list(GENDER_LABELS)), "gender is not female or male"),
         (~(ages.between(0, 120) & (ages % 1 == 0)), "age is not a whole number from 0 to 120"),
-        (table["path"].duplicated(), "path stands there twice"),
+        (duplicated(table["path"]), "path stands there twice"),
         ([not is_inside(images / path, images) for path in table["path"]], "path leaves images/"),
     )
     raise_problems(csv, problems)
@@ -98,7 +103,11 @@ def list_train_images(data_dir):
     rows, problems = [], []
     for person in people.to_dict("records"):
         folder = images / person["path"]
-        photos = sorted(folder.iterdir()) if os.path.isdir(folder) else []
+        try:
+            photos = sorted(folder.iterdir()) if os.path.isdir(folder) else []
+        except OSError as error:
+            problems.append(f"{person['path']}: can't be read ({error.strerror})")
+            continue
         photos = [path for path in photos if is_photo(path)]
         if not photos:
             problems.append(f"{person['path']}: no photos of this person of train.csv")
@@ -130,7 +139,7 @@ def read_info(data_dir):
     inside = np.array([is_inside(images / image, images) for image in info["ImageID"]])
     there = np.array([os.path.isfile(images / image) for image in info["ImageID"]])
     problems = problems_by_line(
-        (info["ImageID"].duplicated(), "ImageID stands there twice"),
+        (duplicated(info["ImageID"]), "ImageID stands there twice"),
         (~inside, "ImageID leaves images/"),
         (inside & ~there, "no such image in images/"),
     )
@@ -179,7 +188,9 @@ def assign_folds(people, seed):
     """
     groups = people.drop_duplicates("group")
     if len(groups) < NUM_FOLDS:
-        raise InputError(f"train.csv: {len(groups)} people are too few for {NUM_FOLDS} folds")
+        raise InputError(
+            f"{len(groups)} people in train.csv are too few for {NUM_FOLDS} folds, a person in each"
+        )
     stratum = head_labels(groups, "gender") * 3 + age_labels(groups["age"])
     # Shuffled within each stratum, then dealt out like cards, straight on from one stratum to the
     # next: every stratum and the whole are spread evenly, however rare a stratum is.

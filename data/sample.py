@@ -6,6 +6,7 @@ The repository ships no photographs: data.portrait draws the people.
 """
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import cv2
@@ -94,9 +95,14 @@ def make_sample(output, people, eval_people, seed):
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output} is not an empty folder: empty it or choose another --output")
     make_folder(output, "choose another --output")
-    with tqdm(total=people + eval_people, unit="person", disable=None) as progress:
-        write_train(output / "train", people, seed, progress)
-        write_eval(output / "eval", eval_people, seed, progress)
+    try:
+        with tqdm(total=people + eval_people, unit="person", disable=None) as progress:
+            write_train(output / "train", people, seed, progress)
+            write_eval(output / "eval", eval_people, seed, progress)
+    except BaseException:  # Ctrl-C, a full disk: half a data set only looks like one
+        for part in ("train", "eval"):
+            shutil.rmtree(output / part, ignore_errors=True)
+        raise
 
 
 def get_args_parser():

@@ -62,6 +62,8 @@ def load_weights(network, name, path):
     """Load a state dict from path into network, all but a classifier layer of other shape."""
     state = read_tensors(path)
     own = network.state_dict()
+    if isinstance(state, dict) and "network" in state:
+        raise InputError(f"{path}: a checkpoint of train.py; --weights takes a bare state dict")
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise InputError(f"{path}: not a state dict of tensors (--weights)")
     for key in ("_fc.weight", "_fc.bias"):

@@ -169,11 +169,12 @@ def test_bad_photos_are_all_named_or_left_out(photos_dir):
     photos[1].write_bytes(b"")
     photos[2].write_bytes(b"<html>not found</html>")
     done = run("-m", "data.crop", "--data-dir", photos_dir, "--split", "train")
-    assert_refused(done, "3 bad photos", "--skip-bad", *photos[:3])
+    names = [photo.relative_to(photos_dir).as_posix() for photo in photos[:3]]
+    assert_refused(done, photos_dir, "3 bad photos", "--skip-bad", *names)
     assert len(list((photos_dir / "train/new_img").glob("*/*.jpg"))) == 11  # all others are done
 
     out = crop_train(photos_dir, "--skip-bad")
-    assert "3 bad photos left out" in out
+    assert "bad photos, in no crop: 3" in out
     manifest = pd.read_csv(photos_dir / "train/crops.csv")
     bad = manifest["file"][manifest["method"] == "bad"]
     assert set(bad) == {f"{path.parent.name}/{path.name}" for path in photos[:3]}

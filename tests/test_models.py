@@ -4,6 +4,7 @@ import efficientnet_pytorch.utils
 import pytest
 import torch
 
+from config.config import CROP_SETTINGS
 from models.network import NETWORKS, build_network, normalization
 from utils.checkpoint import NEEDED, load_checkpoint, read_tensors, save_checkpoint
 from utils.cli import InputError
@@ -105,11 +106,21 @@ def test_the_download_is_efficientnet_pytorchs(monkeypatch):
 
 def test_checkpoints_hold_tensors_and_plain_types_only(tmp_path):
     path = tmp_path / "best.pth"
-    needed = dict.fromkeys(NEEDED, "plain")
-    save_checkpoint(path, {**needed, "network": {"w": torch.ones(2)}, "epoch": 3})
+    good = {
+        "target": "gender", "classes": ["female", "male"], "model": "efficientnet-b0",
+        "resize": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "augment": "none",
+        "crop": dict.fromkeys(CROP_SETTINGS, 20), "network": {"w": torch.ones(2)}, "epoch": 3,
+    }  # fmt: skip
+    save_checkpoint(path, good)
     assert load_checkpoint(path)["epoch"] == 3
+    for name in NEEDED:
+        for odd in (None, 7, "x", [1, 2], {"a": 1}, -0.5, float("nan"), torch.ones(1)):
+            if (name, odd) not in [("model", "x"), ("augment", "x")]:
+                save_checkpoint(path, {**good, name: odd})
+                with pytest.raises(InputError, match=f"without usable {name}"):
+                    load_checkpoint(path)
     save_checkpoint(path, {"network": {"w": torch.ones(2)}})
-    with pytest.raises(InputError, match="without target, classes"):
+    with pytest.raises(InputError, match="without usable target, classes"):
         load_checkpoint(path)
     torch.save({"epoch": 3}, path)
     with pytest.raises(InputError, match="not a checkpoint"):

@@ -192,16 +192,17 @@ def test_valid_scores_use_unseen_people_and_the_official_border(runs_dir, sample
 
 def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
     images = list_train_images(sample_dir)
+    images["fold"] = assign_folds(images, 777)
     aged59 = images.assign(age=59)
     assert set(head_labels(aged59, "age", config.AGE_BORDER)) == {2}
     assert set(head_labels(aged59, "age")) == {1}
     args = Namespace(
         data_dir=sample_dir, crop_dir=None, target="age", fold=0, fold_seed=777, age_border=31,
         resize=64, augment="none", seed=1, batch_size=8, num_workers=0, crop_batch_size=8,
-        min_face_size=20, margin_x=20, margin_y=30, center_size=300,
+        min_face_size=20, margin_x=20, margin_y=30, center_size=300, skip_bad=False,
     )  # fmt: skip
     train_loader, valid_loader = load_fold(images, args, torch.device("cpu"))
-    folds = assign_folds(images, 777)
+    folds = images["fold"]
     assert sorted(valid_loader.dataset.labels) == sorted(head_labels(images[folds == 0], "age"))
     train_people = images[folds != 0]
     assert (train_loader.dataset.labels == np.digitize(train_people["age"], [30, 31])).all()

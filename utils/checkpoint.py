@@ -1,22 +1,48 @@
 """Checkpoints: one dict of tensors and plain types, readable with weights_only=True."""
 
 import io
+import math
 import pickle
 import struct
 import sys
 
 import torch
 
+from config.config import CROP_SETTINGS, HEADS
 from utils.cli import InputError
 from utils.files import atomic_write
 
 FORMAT = 1
-NEEDED = ("target", "classes", "model", "resize", "mean", "std", "augment", "crop", "network")
+# What every checkpoint holds beside the weights, each with a test of its value.
+NEEDED = {
+    "target": lambda value: value in HEADS,
+    "classes": lambda value: [*value] in [[*head["classes"]] for head in HEADS.values()],
+    "model": lambda value: isinstance(value, str),
+    "resize": lambda value: isinstance(value, int) and value >= 64,
+    "mean": lambda value: is_rgb(value),
+    "std": lambda value: is_rgb(value) and min(value) > 0,
+    "augment": lambda value: isinstance(value, str),
+    "crop": lambda value: all(isinstance(value[name], int) for name in CROP_SETTINGS),
+    "network": lambda value: isinstance(value, dict) and all(map(torch.is_tensor, value.values())),
+}
 # What torch.load may raise for a file of arbitrary bytes.
 DAMAGE = (
     pickle.UnpicklingError, struct.error, RuntimeError, OSError, EOFError, ValueError, TypeError,
     LookupError, AttributeError, AssertionError, OverflowError, MemoryError,
 )  # fmt: skip
+
+
+def is_rgb(value):
+    """Whether value is three finite floats."""
+    return len(value) == 3 and all(isinstance(x, float) and math.isfinite(x) for x in value)
+
+
+def fits(test, value):
+    """Whether a value of unknown type passes a test written for the right one."""
+    try:
+        return bool(test(value))
+    except (TypeError, AttributeError, LookupError):
+        return False
 
 
 def canonical(value):
@@ -60,9 +86,9 @@ def load_checkpoint(path):
     checkpoint = read_tensors(path)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of train.py in format {FORMAT}; train it again")
-    missing = [name for name in NEEDED if name not in checkpoint]
-    if missing:
-        raise InputError(f"{path}: a checkpoint without {', '.join(missing)}; train it again")
+    odd = [name for name, test in NEEDED.items() if not fits(test, checkpoint.get(name))]
+    if odd:
+        raise InputError(f"{path}: a checkpoint without usable {', '.join(odd)}; train it again")
     return {**checkpoint, "path": str(path)}
 
 

@@ -1,6 +1,7 @@
 """What the command-line scripts share: one-line errors, argument types, common arguments."""
 
 import argparse
+import os
 import shlex
 import sys
 
@@ -11,10 +12,11 @@ class InputError(Exception):
     """Something the user gave is wrong. The message, one line, names it and the way out."""
 
 
-# Faults of the machine that torch reports as RuntimeError, and the way out of each.
+# Faults of the machine that come as RuntimeError or MemoryError, and the way out of each.
 FAULTS = {
     "out of memory": "lower --batch-size, or --crop-batch-size if photos were being cropped",
     "can't allocate memory": "lower --batch-size, --crop-batch-size or --num-workers",
+    "Unable to allocate": "lower --batch-size, --crop-batch-size or --num-workers",
     "DataLoader worker (pid": "was it killed for its memory? lower --num-workers",
 }
 
@@ -30,7 +32,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def run(main, go_on=()):
-    """Call main(); an InputError becomes one line on stderr and exit status 2, Ctrl-C 130.
+    """Call main(); an InputError or a fault of the machine becomes one line on stderr and exit
+    status 2, Ctrl-C a line and 130.
 
     go_on: a list that main fills with the arguments that make the command go on, once it could.
     """
@@ -38,65 +41,63 @@ def run(main, go_on=()):
         main()
     except InputError as error:
         # From a loader's worker it comes behind the worker's traceback.
-        message = str(error).rpartition("\nutils.cli.InputError: ")[2]
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
+        fail(str(error).rpartition("\nutils.cli.InputError: ")[2])
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail(f"nobody reads the output any more; to go on: {command_to_go_on(go_on)}")
+    except OSError as error:
+        what = "the output" if error.filename is None else error.filename
+        fail(f"{what}: {error.strerror or error}")
+    except (RuntimeError, MemoryError) as error:
         for words, way_out in FAULTS.items():
             if words in str(error):
-                print(f"error: {str(error).splitlines()[0]} {way_out}", file=sys.stderr)
-                sys.exit(2)
+                line = next(line for line in str(error).splitlines() if words in line)
+                fail(f"{line}; {way_out}")
         raise
     except KeyboardInterrupt:
-        module = sys.modules["__main__"].__spec__  # None for a script
-        command = ["-m", module.name] if module else [sys.argv[0]]
-        replaced = ("--overwrite", *go_on) if go_on else ()
-        kept = [argument for argument in sys.argv[1:] if argument not in replaced]
-        command = shlex.join(["python", *command, *kept, *go_on])
-        print(f"interrupted; to go on: {command}", file=sys.stderr)
+        print(f"interrupted; to go on: {command_to_go_on(go_on)}", file=sys.stderr)
         sys.exit(130)
 
 
-def positive_int(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return value
+def fail(message):
+    """Print message as one line on stderr and exit with status 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
-def natural_int(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return value
+def command_to_go_on(go_on):
+    """The command line that was given, with the arguments go_on in the place of --overwrite."""
+    module = sys.modules["__main__"].__spec__  # None for a script
+    command = ["-m", module.name] if module else [sys.argv[0]]
+    replaced = ("--overwrite", *go_on) if go_on else ()
+    kept = [argument for argument in sys.argv[1:] if argument not in replaced]
+    return shlex.join(["python", *command, *kept, *go_on])
 
 
-def seed(text):
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to 2^32 - 1")
-    return value
+def number(convert, valid, meaning):
+    """An argument type: text -> convert(text), refused with its meaning unless valid."""
+
+    def parse(text):
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not valid(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {meaning}")
+        return value
+
+    return parse
 
 
-def positive_float(text):
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-    return value
-
-
-def natural_float(text):
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return value
-
-
-def fraction(text):
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
-    return value
+whole_number = number(int, lambda value: True, "a whole number")
+positive_int = number(int, lambda value: value >= 1, "a whole number above 0")
+natural_int = number(int, lambda value: value >= 0, "a whole number of at least 0")
+seed = number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 2^32 - 1")
+positive_float = number(float, lambda value: 0 < value < float("inf"), "a finite number above 0")
+natural_float = number(
+    float, lambda value: 0 <= value < float("inf"), "a finite number of at least 0"
+)
+fraction = number(float, lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
 def add_data_arguments(add):

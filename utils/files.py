@@ -4,9 +4,13 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from utils.cli import InputError
+
+# A temporary file older than this, in seconds, belongs to a process that was killed.
+LEFT_BEHIND = 3600
 
 
 @contextlib.contextmanager
@@ -33,6 +37,14 @@ def atomic_write(path, mode="wb"):
     finally:
         with contextlib.suppress(OSError):  # it's gone after the rename, or never was
             temporary.unlink()
+
+
+def remove_leftovers(folder, pattern=".*"):
+    """Remove what killed processes left of atomic_write in folder; pattern as for Path.glob."""
+    for path in Path(folder).glob(f"{pattern}.*.tmp"):
+        with contextlib.suppress(OSError):  # gone, or not ours to remove: it does no harm
+            if time.time() - path.stat().st_mtime > LEFT_BEHIND:
+                path.unlink()
 
 
 def make_folder(path, way_out):

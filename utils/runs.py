@@ -1,11 +1,12 @@
 """The folder of a run: what is in it, when it may be written, how --resume finds it."""
 
+import hashlib
 from pathlib import Path
 
 from utils.checkpoint import load_checkpoint
 from utils.cli import InputError
 from utils.device import precision_name
-from utils.files import make_folder
+from utils.files import make_folder, remove_leftovers
 
 RUN_FILES = ("best.pth", "last.pth", "log.csv")
 # All other arguments decide what a run ends with, so that --resume must find them unchanged.
@@ -21,7 +22,19 @@ def prepare_folder(args):
             f"{folder}: holds a run; use --resume, --overwrite or another --output-dir"
         )
     make_folder(folder, "give another --output-dir")
+    remove_leftovers(folder)
     return folder
+
+
+def clear_folder(folder):
+    """Remove the run that --overwrite gives up. Raises InputError when it can't be removed."""
+    for name in RUN_FILES:
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{folder / name}: can't be removed ({error.strerror}); give another --output-dir"
+            ) from error
 
 
 def arguments_that_matter(args, precision):
@@ -31,16 +44,33 @@ def arguments_that_matter(args, precision):
     return {**arguments, "precision": precision_name(precision)}
 
 
-def load_last(folder, arguments):
+def digest(*datasets):
+    """One string for the photos and labels of FaceDatasets, wherever their folder is."""
+    lines = (
+        f"{file.parent.name}/{file.name} {label}\n"
+        for dataset in datasets
+        for file, label in zip(dataset.files, dataset.labels)
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def load_last(folder, arguments, epochs):
     """The checkpoint that --resume goes on from.
 
-    Raises InputError when there is none and when arguments differ from its own.
+    Raises InputError when there is none, when arguments differ from its own, and when it has
+    more than epochs epochs already.
     """
-    if not (folder / "last.pth").exists():
-        raise InputError(f"{folder}: no last.pth to go on from; start over with --overwrite")
-    last = load_checkpoint(folder / "last.pth")
-    if not last.keys() >= {"arguments", "log", "best_f1", "optimizer", "scaler"}:
+    for name in ("last.pth", "best.pth"):
+        if not (folder / name).exists():
+            raise InputError(f"{folder}: no {name} to go on from; start over with --overwrite")
+    try:
+        last = load_checkpoint(folder / "last.pth")
+    except InputError as error:
+        raise InputError(f"{error}; or start over with --overwrite") from error
+    if not last.keys() >= {"arguments", "data", "log", "best_f1", "optimizer", "scaler"}:
         raise InputError(f"{folder / 'last.pth'}: not a last.pth; start over with --overwrite")
+    if epochs < len(last["log"]):
+        raise InputError(f"--epochs {epochs}: {folder} has {len(last['log'])} epochs already")
     its = last["arguments"]
     changed = [
         f"--{name.replace('_', '-')} {its[name]}"

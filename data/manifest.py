@@ -1,0 +1,77 @@
+"""The record of what was cropped, beside each folder of crops.
+
+crops.csv has a row a photo: file, method (mtcnn, center, or bad: no readable photo), the box x0,
+y0, x1, y1 in pixels of the photo, the detector's prob, and what the photo was when it was cropped.
+crops.json holds the settings that the crops were made with.
+"""
+
+import json
+
+import pandas as pd
+
+from utils.cli import InputError
+from utils.files import write_csv, write_json
+
+BOX = ["x0", "y0", "x1", "y1"]
+# The last two, the photo's size in bytes and time of change, tell one that has changed since.
+COLUMNS = ["file", "method", *BOX, "prob", "source_size", "source_mtime_ns"]
+TYPES = {
+    "file": str,
+    "method": str,
+    **dict.fromkeys(BOX, "Int64"),  # pandas' integers that may be missing
+    "prob": float,
+    "source_size": "int64",
+    "source_mtime_ns": "int64",
+}
+
+
+def read_manifest(folder, settings):
+    """The rows of the manifest beside a crop folder, {file: row}; none if its settings differ."""
+    csv, stored = folder.parent / "crops.csv", folder.parent / "crops.json"
+    if not (csv.exists() and stored.exists()):
+        return {}
+    try:
+        if json.loads(stored.read_text(encoding="utf-8")) != settings:
+            print(f"{folder}: made with other settings, cropping anew")
+            return {}
+        rows = pd.read_csv(csv, dtype=TYPES)[COLUMNS].to_dict("records")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{csv} or crops.json beside it: damaged ({error}); delete both to crop anew"
+        ) from error
+    return {row["file"]: row for row in rows}
+
+
+def write_manifest(folder, files, done):
+    """Write the rows that are done, in the order of files, beside a crop folder."""
+    table = pd.DataFrame([done[file] for file in files if file in done], columns=COLUMNS)
+    write_csv(folder.parent / "crops.csv", table.astype(TYPES))
+
+
+def fingerprint(path):
+    """(size, time of change) of a file, as the manifest keeps them; zeros if it isn't there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def write_settings(folder, settings):
+    """Write the settings of the crops in a crop folder beside it."""
+    write_json(folder.parent / "crops.json", settings)
+
+
+def read_crops(folder, settings, prints):
+    """What is cropped and what isn't: ({file: row of the manifest}, [file]), of the files in
+    prints, {file: fingerprint}. A crop of a photo that has changed since doesn't count.
+    """
+    rows = read_manifest(folder, settings)
+    done = {
+        file: rows[file]
+        for file, (size, mtime_ns) in prints.items()
+        if file in rows
+        and (rows[file]["source_size"], rows[file]["source_mtime_ns"]) == (size, mtime_ns)
+        and (folder / file).exists()  # neither lost nor bad, which the disk's fault may have been
+    }
+    return done, [file for file in prints if file not in done]
