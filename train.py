@@ -18,7 +18,7 @@ from data.dataset import load_fold
 from data.labels import assign_folds, list_train_images
 from loss import LOSSES, build_loss
 from models.network import NETWORKS, build_network, normalization
-from utils.checkpoint import load_state, save_checkpoint
+from utils.checkpoint import save_checkpoint
 from utils.cli import (
     ArgumentParser,
     InputError,
@@ -36,7 +36,14 @@ from utils.cli import (
 from utils.device import autocast, pick_device, pick_precision, precision_name
 from utils.files import write_csv, write_json
 from utils.metrics import classification_scores
-from utils.runs import arguments_that_matter, clear_folder, digest, load_last, prepare_folder
+from utils.runs import (
+    arguments_that_matter,
+    clear_folder,
+    digest,
+    load_last,
+    prepare_folder,
+    restore,
+)
 
 # Filled once --resume could go on; see utils.cli.run.
 GO_ON = []
@@ -257,10 +264,7 @@ def main():
                 f"{args.data_dir}: other photos or labels than {folder} was trained on; "
                 "start over with --overwrite or in another --output-dir"
             )
-        load_state(network, last)
-        optimizer.load_state_dict(last["optimizer"])
-        scaler.load_state_dict(last["scaler"])
-        log, best_f1 = last["log"], last["best_f1"]
+        log, best_f1 = restore(last, network, optimizer, scaler)
         GO_ON[:] = ["--resume"]
     else:
         clear_folder(folder)

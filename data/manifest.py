@@ -34,12 +34,15 @@ def read_manifest(folder, settings):
         if json.loads(stored.read_text(encoding="utf-8")) != settings:
             print(f"{folder}: made with other settings, cropping anew")
             return {}
-        rows = pd.read_csv(csv, dtype=TYPES)[COLUMNS].to_dict("records")
-    except (OSError, ValueError, KeyError) as error:
+        table = pd.read_csv(csv, dtype=TYPES)[COLUMNS]
+        good = table["method"].isin(["mtcnn", "center"]) & table[BOX].ge(0).all(axis=1)
+        if not (good | (table["method"] == "bad")).all() or table[BOX].gt(10**6).any(axis=None):
+            raise ValueError("a method or a box that can't be")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"{csv} or crops.json beside it: damaged ({error}); delete both to crop anew"
         ) from error
-    return {row["file"]: row for row in rows}
+    return {row["file"]: row for row in table.to_dict("records")}
 
 
 def write_manifest(folder, files, done):

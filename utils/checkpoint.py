@@ -41,7 +41,7 @@ def fits(test, value):
     """Whether a value of unknown type passes a test written for the right one."""
     try:
         return bool(test(value))
-    except (TypeError, AttributeError, LookupError):
+    except (TypeError, AttributeError, LookupError, RuntimeError):
         return False
 
 
@@ -84,7 +84,7 @@ def load_checkpoint(path):
     Raises InputError when path holds no such dict.
     """
     checkpoint = read_tensors(path)
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+    if not fits(lambda value: value["format"] == FORMAT, checkpoint):
         raise InputError(f"{path}: not a checkpoint of train.py in format {FORMAT}; train it again")
     odd = [name for name, test in NEEDED.items() if not fits(test, checkpoint.get(name))]
     if odd:

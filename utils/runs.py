@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, load_state
 from utils.cli import InputError
 from utils.device import precision_name
 from utils.files import make_folder, remove_leftovers
@@ -12,6 +12,11 @@ RUN_FILES = ("best.pth", "last.pth", "log.csv")
 # All other arguments decide what a run ends with, so that --resume must find them unchanged.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "crop_batch_size", "device", "num_workers",
                   "epochs", "overwrite", "resume"}  # fmt: skip
+
+PLAIN = (str, int, float, type(None))
+# What last.pth holds more than best.pth.
+ADDED = {"arguments": dict, "data": str, "log": list, "best_f1": float, "optimizer": dict,
+         "scaler": dict}  # fmt: skip
 
 
 def prepare_folder(args):
@@ -67,7 +72,12 @@ def load_last(folder, arguments, epochs):
         last = load_checkpoint(folder / "last.pth")
     except InputError as error:
         raise InputError(f"{error}; or start over with --overwrite") from error
-    if not last.keys() >= {"arguments", "data", "log", "best_f1", "optimizer", "scaler"}:
+    odd = [name for name, kind in ADDED.items() if not isinstance(last.get(name), kind)]
+    if (
+        odd
+        or not all(isinstance(row, dict) for row in last["log"])
+        or not all(isinstance(value, PLAIN) for value in last["arguments"].values())
+    ):
         raise InputError(f"{folder / 'last.pth'}: not a last.pth; start over with --overwrite")
     if epochs < len(last["log"]):
         raise InputError(f"--epochs {epochs}: {folder} has {len(last['log'])} epochs already")
@@ -82,3 +92,19 @@ def load_last(folder, arguments, epochs):
     if changed:
         raise InputError(f"{folder}: --resume needs the run's own arguments: {', '.join(changed)}")
     return last
+
+
+def restore(last, network, optimizer, scaler):
+    """Put network, optimizer and scaler where last left them; returns its log and best F1.
+
+    Raises InputError when last holds something else than their states.
+    """
+    load_state(network, last)
+    try:
+        optimizer.load_state_dict(last["optimizer"])
+        scaler.load_state_dict(last["scaler"])
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(
+            f"{last['path']}: no usable state of the optimizer; start over with --overwrite"
+        ) from error
+    return last["log"], last["best_f1"]
