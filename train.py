@@ -12,12 +12,12 @@ import torch
 from tqdm import tqdm
 
 from config import config
-from data.augment import AUGMENTATIONS, normalize
+from data.augment import normalize
 from data.crop import add_crop_arguments, crop_settings
 from data.dataset import load_fold
 from data.labels import assign_folds, list_train_images
 from loss import LOSSES, build_loss
-from models.network import NETWORKS, build_network, normalization
+from models.network import build_network, normalization
 from utils.checkpoint import save_checkpoint
 from utils.cli import (
     ArgumentParser,
@@ -73,12 +73,12 @@ def get_args_parser():
     add("--age-border", type=positive_int,
         help="training labels of the age head: from which age on a person is 60+ "
         f"(default: {config.AGE_BORDER})")
-    add("--augment", choices=AUGMENTATIONS,
+    add("--augment", choices=config.AUGMENTATIONS,
         help=f"whose augmentation (default: {by_head('augment')})")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", choices=NETWORKS, default=config.MODEL, metavar="NAME",
-        help=f"{', '.join(NETWORKS)} (default: %(default)s)")
+    add("--model", choices=config.NETWORKS, default=config.MODEL, metavar="NAME",
+        help=f"{', '.join(config.NETWORKS)} (default: %(default)s)")
     add("--resize", type=whole_number, default=config.RESIZE,
         help="side of the network's input in pixels, 64 or more (default: %(default)s)")
     add("--weights", metavar="FILE",

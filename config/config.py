@@ -26,6 +26,7 @@ CENTER_SIZE = 300
 CROP_BATCH_SIZE = 32
 
 # network
+NETWORKS = (*(f"efficientnet-b{i}" for i in range(8)), "efficientnet-lite0")
 MODEL = "efficientnet-b3"
 RESIZE = 224
 
@@ -34,6 +35,8 @@ BATCH_SIZE = 64
 SEED = 777
 FOCAL_GAMMA = 2.0
 LABEL_SMOOTHING = 0.1
+
+AUGMENTATIONS = ("none", "mask", "age", "gender")
 
 # per head; label i of a head means classes[i]
 HEADS = {

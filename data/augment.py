@@ -9,6 +9,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from config.config import AUGMENTATIONS
 from utils.cli import InputError
 
 cv2.setNumThreads(1)  # loader workers are the parallelism; threads below them only get in the way
@@ -41,9 +42,6 @@ def augmentations(name):
     else:
         warp = A.Perspective(p=0.5)
     return [A.Rotate(**ROTATE, p=0.5), warp, A.GaussNoise(std_range=NOISE_STD, p=0.5)]
-
-
-AUGMENTATIONS = ("none", "mask", "age", "gender")
 
 
 def build_transform(resize, augment="none"):

@@ -221,6 +221,7 @@ def crop_each(source, folder, files, settings, device, args, bad):
             yield from ((file, *result) for file, result in zip(batch, results))
             progress.update(len(batch))
     for file in bad:
+        (folder / file).unlink(missing_ok=True)  # of a time when the photo was good
         yield file, "bad", (None,) * 4, np.nan
 
 

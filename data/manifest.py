@@ -74,7 +74,8 @@ def read_crops(folder, settings, prints):
         file: rows[file]
         for file, (size, mtime_ns) in prints.items()
         if file in rows
+        and rows[file]["method"] != "bad"  # the disk's fault perhaps, and over
         and (rows[file]["source_size"], rows[file]["source_mtime_ns"]) == (size, mtime_ns)
-        and (folder / file).exists()  # neither lost nor bad, which the disk's fault may have been
+        and (folder / file).exists()
     }
     return done, [file for file in prints if file not in done]

@@ -4,10 +4,9 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet as EfficientNetLite
 from efficientnet_pytorch import EfficientNet
 
+from config.config import NETWORKS
 from utils.checkpoint import read_tensors
 from utils.cli import InputError
-
-NETWORKS = (*(f"efficientnet-b{i}" for i in range(8)), "efficientnet-lite0")
 
 
 def normalization(name):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment import AUGMENTATIONS, apply_transform, augmentations, build_transform, normalize
+from config.config import AUGMENTATIONS
+from data.augment import apply_transform, augmentations, build_transform, normalize
 from data.dataset import FaceDataset, build_loader
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from config.config import CROP_SETTINGS, HEADS
+from config.config import AUGMENTATIONS, CROP_SETTINGS, HEADS, NETWORKS
 from utils.cli import InputError
 from utils.files import atomic_write
 
@@ -17,12 +17,12 @@ FORMAT = 1
 NEEDED = {
     "target": lambda value: value in HEADS,
     "classes": lambda value: [*value] in [[*head["classes"]] for head in HEADS.values()],
-    "model": lambda value: isinstance(value, str),
+    "model": lambda value: value in NETWORKS,
     "resize": lambda value: isinstance(value, int) and value >= 64,
     "mean": lambda value: is_rgb(value),
     "std": lambda value: is_rgb(value) and min(value) > 0,
-    "augment": lambda value: isinstance(value, str),
-    "crop": lambda value: all(isinstance(value[name], int) for name in CROP_SETTINGS),
+    "augment": lambda value: value in AUGMENTATIONS,
+    "crop": lambda value: is_crop(value),
     "network": lambda value: isinstance(value, dict) and all(map(torch.is_tensor, value.values())),
 }
 # What torch.load may raise for a file of arbitrary bytes.
@@ -35,6 +35,11 @@ DAMAGE = (
 def is_rgb(value):
     """Whether value is three finite floats."""
     return len(value) == 3 and all(isinstance(x, float) and math.isfinite(x) for x in value)
+
+
+def is_crop(value):
+    """Whether value has all settings of a crop."""
+    return isinstance(value, dict) and all(isinstance(value[name], int) for name in CROP_SETTINGS)
 
 
 def fits(test, value):
