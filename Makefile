@@ -1,5 +1,6 @@
 # make demo    sample data, crops, three heads, submission, score (no photos or GPU needed)
 # make test    all tests
+# make soak    the tests with kills and mutated files many times over: an hour
 # make lint    style and format
 # make clean   remove what these made, the environment included
 
@@ -12,7 +13,7 @@ DEMO := demo
 TRAIN := $(BIN)/python train.py --data-dir $(DEMO)/data --output-dir $(DEMO)/runs --overwrite \
 	--model efficientnet-lite0 --resize 112 --lr 3e-4 --batch-size 16
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 # A real file, newer than what it was made from: made again only when the requirements change.
 $(VENV)/ready: requirements.txt requirements-dev.txt constraints.txt
@@ -36,6 +37,9 @@ demo: $(VENV)/ready $(DEMO)/data
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/ready
+	SOAK=1 $(BIN)/python -m pytest tests/test_faults.py tests/test_fuzz.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

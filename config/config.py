@@ -23,7 +23,7 @@ MIN_FACE_SIZE = 20
 MARGIN_X = 20
 MARGIN_Y = 30
 CENTER_SIZE = 300
-CROP_BATCH_SIZE = 32
+CROP_BATCH_SIZE = 8
 
 # network
 NETWORKS = (*(f"efficientnet-b{i}" for i in range(8)), "efficientnet-lite0")
