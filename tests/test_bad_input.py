@@ -172,7 +172,7 @@ def test_answers(box, case):
     assert files(box) == before
 
 
-def test_other_columns_marks_and_cases_are_taken(box):
+def test_other_columns_names_and_inner_links_are_taken(box):
     for name in ("train/train.csv", "eval/info.csv"):
         path = box / "data" / name
         table = pd.read_csv(path, dtype=str).assign(note="a, b")
@@ -182,6 +182,8 @@ def test_other_columns_marks_and_cases_are_taken(box):
     for hidden in ("._mask1.jpg", ".DS_Store", ".mask2.png"):
         (person / hidden).write_bytes(b"hidden")
     (person / ".ipynb_checkpoints").mkdir()
+    (person / "mask3.jpg").unlink()
+    (person / "mask3.jpg").symlink_to("normal.jpg")
     assert crop(box).returncode == 0
     assert (box / "data/train/new_img" / person.name / "mask1.JPG").exists()
     assert predict(box).returncode == 0
@@ -468,6 +470,7 @@ TEST_ARGUMENTS = [
     ("--output {box}/probabilities.csv", "--output"),
     ("--output README.md/submission.csv", "README.md", "--output"),
     ("--output {box}/data/eval/info.csv", "--output", "info.csv"),
+    ("--answers {box}/data/eval/answers.csv --output {box}/data/eval/answers.csv", "--output"),
     ("--answers nowhere.csv", "nowhere.csv"),
     ("--data-dir nowhere", "nowhere", "--data-dir"),
 ]

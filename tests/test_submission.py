@@ -136,68 +136,12 @@ def refuse(sample_dir, tmp_path, runs, *arguments):
     return done
 
 
-def test_a_missing_head_is_named(runs_dir, sample_dir, tmp_path):
-    done = refuse(sample_dir, tmp_path, tmp_path)
-    assert_refused(done, "mask", "python train.py --target mask")
-    runs = copy_runs(runs_dir, tmp_path, "mask_fold0", "age_fold0")
-    assert_refused(refuse(sample_dir, tmp_path, runs), "python train.py --target gender")
-
-
-def test_runs_that_do_not_belong_together_are_named(runs_dir, sample_dir, tmp_path):
-    names = ("mask_fold0", "gender_fold1", "age_fold0")
-    runs = copy_runs(runs_dir, tmp_path / "heads", *names)
-    shutil.copy(runs / "mask_fold0/best.pth", runs / "age_fold0")
-    assert_refused(refuse(sample_dir, tmp_path, runs), "age_fold0", "the head mask")
-
-    runs = copy_runs(runs_dir, tmp_path / "crops", *names)
-    checkpoint = load_checkpoint(runs / "age_fold0/best.pth")
-    checkpoint["crop"]["margin_x"] = 5
-    save_checkpoint(runs / "age_fold0/best.pth", checkpoint)
-    assert_refused(refuse(sample_dir, tmp_path, runs), "age_fold0", "other crops")
-
-    runs = copy_runs(runs_dir, tmp_path / "plain", *names)
+def test_views_need_an_augmentation(runs_dir, sample_dir, tmp_path):
+    runs = copy_runs(runs_dir, tmp_path / "plain", "mask_fold0", "gender_fold1", "age_fold0")
     checkpoint = load_checkpoint(runs / "age_fold0/best.pth")
     save_checkpoint(runs / "age_fold0/best.pth", {**checkpoint, "augment": "none"})
     done = refuse(sample_dir, tmp_path, runs, "--age-views", 2)
     assert_refused(done, "--age-views")
-
-
-def test_bad_answers_are_named(runs_dir, sample_dir, tmp_path):
-    answers = tmp_path / "answers.csv"
-    arguments = (sample_dir, tmp_path, runs_dir, "--answers", answers)
-    assert_refused(refuse(*arguments), "answers.csv", "no such file")
-    answers.write_text("ImageID,ans\nx.jpg,1\n", encoding="utf-8")
-    assert_refused(refuse(*arguments), "answers.csv", "42 images")
-    answers.write_text("ImageID,ans\nx.jpg,1\nx.jpg,2\n", encoding="utf-8")
-    assert_refused(refuse(*arguments), "answers.csv", "x.jpg", "twice")
-
-
-def test_inputs_are_not_overwritten(runs_dir, sample_dir, tmp_path):
-    shutil.copytree(sample_dir / "eval", tmp_path / "data/eval", copy_function=shutil.copy2)
-    for name in ("info.csv", "answers.csv"):
-        path = tmp_path / "data/eval" / name
-        before = path.read_bytes()
-        done = run("test.py", "--data-dir", tmp_path / "data", "--runs", runs_dir,
-                   "--answers", tmp_path / "data/eval/answers.csv", "--output", path)  # fmt: skip
-        assert_refused(done, "--output", name)
-        assert path.read_bytes() == before
-
-
-def test_bad_output_is_named(runs_dir, sample_dir, tmp_path):
-    for output in (tmp_path, tmp_path / "probabilities.csv"):
-        done = run("test.py", "--data-dir", sample_dir, "--runs", runs_dir, "--output", output)
-        assert_refused(done, "--output", output)
-
-
-def test_a_missing_eval_photo_is_named(runs_dir, sample_dir, tmp_path):
-    shutil.copytree(sample_dir / "eval", tmp_path / "data/eval")
-    lost = next((tmp_path / "data/eval/images").iterdir())
-    lost.unlink()
-    (tmp_path / "data/eval/new_images" / lost.name).unlink()
-    lines = (tmp_path / "data/eval/info.csv").read_text(encoding="utf-8").splitlines()
-    line = 1 + next(i for i, text in enumerate(lines) if text.startswith(lost.name))
-    done = refuse(tmp_path / "data", tmp_path, runs_dir)
-    assert_refused(done, "info.csv", f"line {line}: no such image")
 
 
 def test_bad_eval_photos_get_the_most_frequent_class(runs_dir, sample_dir, tmp_path):
