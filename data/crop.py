@@ -130,11 +130,15 @@ def save_crop(image, box, path):
 
 
 def equal_size_batches(sizes, batch_size):
-    """Group indices of equal (width, height) into batches, in order of first appearance."""
+    """Group indices of equal (width, height) into batches, the largest images first.
+
+    What memory they need is then known at once, and suffices for all that come after.
+    """
     buckets = {}
     for index, size in enumerate(sizes):
         buckets.setdefault(size, []).append(index)
-    for (width, height), indices in buckets.items():
+    largest_first = sorted(buckets.items(), key=lambda item: -item[0][0] * item[0][1])
+    for (width, height), indices in largest_first:
         step = max(1, min(batch_size, batch_size * PHOTO_PIXELS // (width * height)))
         for start in range(0, len(indices), step):
             yield indices[start : start + step]

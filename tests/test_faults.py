@@ -33,6 +33,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has neither for
 
 def run_script(command, log, limit):
     """In a process of its own: run a script with its output in the file log."""
+    # As in a process that a user starts; one from a forkserver would start its workers by another.
+    multiprocessing.set_start_method("fork", force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
