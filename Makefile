@@ -21,11 +21,8 @@ $(VENV)/ready: requirements.txt requirements-dev.txt constraints.txt
 	$(BIN)/pip install -r requirements-dev.txt -c constraints.txt
 	touch $@
 
-# Drawn aside, then renamed: an interrupted drawing leaves nothing that looks finished.
 $(DEMO)/data: | $(VENV)/ready
-	rm -rf $(DEMO)/data.part
-	$(BIN)/python -m data.sample --output $(DEMO)/data.part --people 120 --eval-people 60
-	mv $(DEMO)/data.part $(DEMO)/data
+	$(BIN)/python -m data.sample --output $(DEMO)/data --people 120 --eval-people 60
 
 demo: $(VENV)/ready $(DEMO)/data
 	$(BIN)/python -m data.crop --data-dir $(DEMO)/data

@@ -39,7 +39,6 @@ from utils.metrics import classification_scores
 from utils.runs import (
     arguments_that_matter,
     clear_folder,
-    digest,
     load_last,
     prepare_folder,
     restore,
@@ -248,8 +247,7 @@ def main():
     torch.manual_seed(args.seed)
     start_from = (None, False) if last else (args.weights, not args.no_pretrained)
     network = build_network(args.model, len(classes), args.resize, *start_from).to(device)
-    train_loader, valid_loader = load_fold(images, args, device)
-    data = digest(train_loader.dataset, valid_loader.dataset)
+    train_loader, valid_loader, data = load_fold(images, args, device)
 
     pixel_stats = torch.tensor(normalization(args.model), device=device)
     criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing)
@@ -288,6 +286,8 @@ def main():
         if not math.isfinite(scores["loss"]):
             raise not_finite("valid loss", f"epoch {epoch}", optimizer)
         log.append(log_row(epoch, train_loss, scores, classes))
+        if not GO_ON:  # until last.pth is there
+            GO_ON[:] = ["--overwrite"]
         write_csv(folder / "log.csv", pd.DataFrame(log))
         checkpoint = {
             **describe(args),

@@ -4,6 +4,7 @@ train/images/... -> train/new_img/... and eval/images/... -> eval/new_images/...
 each.
 """
 
+import contextlib
 import io
 import os
 import time
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
+import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
 from config import config
+from data.detect import find_largest_faces
 from data.images import load_image, upright_size
 from data.labels import list_train_images, raise_problems, read_info
 from data.manifest import COLUMNS, fingerprint, read_crops, write_manifest, write_settings
@@ -88,32 +91,27 @@ def center_box(size, side):
     return x0, y0, min(width, x0 + side), min(height, y0 + side)
 
 
-def build_detector(settings, device):
-    """facenet_pytorch's MTCNN as the original used it; its weights come with the package."""
+def build_detector(device):
+    """facenet_pytorch's MTCNN; its weights come with the package."""
     from facenet_pytorch import MTCNN
 
-    return MTCNN(keep_all=True, min_face_size=settings["min_face_size"], device=device)
+    return MTCNN(device=device)
 
 
 def find_boxes(detector, images, settings):
-    """Where to crop images of one size, uint8 RGB (N, H, W, 3).
+    """Where to crop images of one size, uint8 RGB array (N, H, W, 3).
 
-    Returns a list of (method, box, prob): method "mtcnn" with the first found box, widened, or
+    Returns a list of (method, box, prob): method "mtcnn" with the largest face's box, widened, or
     "center" with the central box and prob NaN.
     """
-    height, width = images.shape[1:3]
-    # What MTCNN asks of its first pyramid level; an image that has none is an error there.
-    if min(height, width) * (12 / settings["min_face_size"]) >= 12:
-        found, probs = detector.detect(images)
-    else:
-        found, probs = [None] * len(images), [None] * len(images)
+    size = images.shape[2], images.shape[1]
     results = []
-    for boxes, prob in zip(found, probs):
-        box = None if boxes is None else face_box(boxes[0], (width, height), settings)
-        if box is None:
-            results.append(("center", center_box((width, height), settings["center_size"]), np.nan))
+    for face in find_largest_faces(detector, images, settings["min_face_size"]):
+        box = face and face_box(face[0], size, settings)
+        if box:
+            results.append(("mtcnn", box, round(face[1], 6)))
         else:
-            results.append(("mtcnn", box, round(float(prob[0]), 6)))
+            results.append(("center", center_box(size, settings["center_size"]), np.nan))
     return results
 
 
@@ -144,16 +142,19 @@ def equal_size_batches(sizes, batch_size):
             yield indices[start : start + step]
 
 
-def prefetch(pool, function, batches):
-    """Yield (batch, [function(item) for item in batch]), working one batch ahead in the pool."""
-    ahead = None
-    for batch in batches:
-        started = batch, pool.map(function, batch)
-        if ahead:
-            yield ahead[0], list(ahead[1])
-        ahead = started
-    if ahead:
-        yield ahead[0], list(ahead[1])
+@contextlib.contextmanager
+def crop_lock(folder):
+    """Wait until no other command crops into folder, and keep others waiting."""
+    lock = FileLock(folder.parent / "crops.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder}: waiting for another command that crops to it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def crop_images(source, folder, files, settings, device, args):
@@ -168,7 +169,7 @@ def crop_images(source, folder, files, settings, device, args):
     bad = {}
     if missing:
         make_folder(folder, "give another one with --crop-dir")
-        with FileLock(folder.parent / "crops.lock"):
+        with crop_lock(folder):
             # Once more: perhaps another command has cropped them while this one waited.
             done, missing = read_crops(folder, settings, prints)
             remove_leftovers(folder, "**/.*")
@@ -204,27 +205,36 @@ def crop_each(source, folder, files, settings, device, args, bad):
             bad[file] = str(error).removeprefix(f"{source / file}: ")
             return None
 
-    detector = build_detector(settings, device)
-    with (
-        ThreadPoolExecutor(max(1, args.num_workers)) as pool,
-        tqdm(total=len(files), desc="crop", unit="images", disable=None) as progress,
-    ):
+    def crop_batch(batch):
+        images = {file: read(load_image, file) for file in batch}
+        for file, image in images.items():
+            if image is not None and image.shape[1::-1] != promised[file]:
+                bad[file] = "changed while it was read"
+        images = {file: image for file, image in images.items() if file not in bad}
+        if not images:
+            return []
+        results = find_boxes(detector, np.stack(list(images.values())), settings)
+        for (file, image), (_, box, _) in zip(images.items(), results):
+            save_crop(image, box, folder / file)
+        return [(file, *result) for file, result in zip(images, results)]
+
+    detector = build_detector(device)
+    pool = ThreadPoolExecutor(max(1, args.num_workers))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the pool is the parallelism; threads below only get in the way
+    try:
         sizes = list(pool.map(partial(read, upright_size), files))
         promised = {file: size for file, size in zip(files, sizes) if file not in bad}
         readable = list(promised)
         batches = equal_size_batches(promised.values(), args.crop_batch_size)
         batches = ([readable[index] for index in batch] for batch in batches)
-        for batch, images in prefetch(pool, partial(read, load_image), batches):
-            for file, image in zip(batch, images):
-                if image is not None and image.shape[1::-1] != promised[file]:
-                    bad[file] = "changed while it was read"
-            images = [image for file, image in zip(batch, images) if file not in bad]
-            batch = [file for file in batch if file not in bad]
-            results = find_boxes(detector, np.stack(images), settings) if images else []
-            boxes, paths = (box for _, box, _ in results), [folder / file for file in batch]
-            list(pool.map(save_crop, images, boxes, paths))
-            yield from ((file, *result) for file, result in zip(batch, results))
-            progress.update(len(batch))
+        with tqdm(total=len(files), desc="crop", unit="images", disable=None) as progress:
+            for rows in pool.map(crop_batch, batches):
+                yield from rows
+                progress.update(len(rows))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
     for file in bad:
         (folder / file).unlink(missing_ok=True)  # of a time when the photo was good
         yield file, "bad", (None,) * 4, np.nan

@@ -1,5 +1,8 @@
 """From labelled photos to batches: the door through which train.py and test.py read data."""
 
+import hashlib
+import signal
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -59,6 +62,11 @@ class EpochSampler(Sampler):
         return ((self.epoch, int(index)) for index in order)
 
 
+def leave_ctrl_c_to_the_parent(worker):
+    """A worker_init_fn: else a worker may die of Ctrl-C first, and that looks like a fault."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def build_loader(dataset, batch_size, num_workers, device, shuffle=False):
     """A DataLoader over dataset whose sampler, at loader.sampler, is an EpochSampler."""
     return DataLoader(
@@ -67,6 +75,7 @@ def build_loader(dataset, batch_size, num_workers, device, shuffle=False):
         sampler=EpochSampler(len(dataset), shuffle, dataset.seed),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        worker_init_fn=leave_ctrl_c_to_the_parent,
         pin_memory=device.type == "cuda",
         # A loader draws a seed now and then, how often depends on its workers: not from the
         # generator that dropout uses.
@@ -75,13 +84,16 @@ def build_loader(dataset, batch_size, num_workers, device, shuffle=False):
 
 
 def load_fold(images, args, device):
-    """The train and valid DataLoaders of args.target and args.fold; crops what is missing.
+    """The train and valid DataLoaders of args.target and args.fold, and a digest, one string that
+    other photos or labels would change; crops what is missing.
 
     images: from list_train_images, with the column fold. Train labels use args.age_border, valid
     labels the official border. Raises InputError for bad data.
     """
     photos = ("train", images["file"].tolist(), images["shot"].tolist())
     [manifest] = crop_sets(args, [photos], crop_settings(args), device)
+    # Its size tells whether a photo is the same, on another machine, too.
+    images = images.assign(source_size=manifest["source_size"].to_numpy())
     images = images[(manifest["method"] != "bad").to_numpy()]  # all, but with --skip-bad
     folder = crop_folder(args.data_dir, args.crop_dir, "train")
 
@@ -101,4 +113,5 @@ def load_fold(images, args, device):
     return (
         loader(train, train_labels, args.augment, shuffle=True),
         loader(valid, head_labels(valid, args.target), "none", shuffle=False),
+        hashlib.sha256(images.to_csv(index=False, lineterminator="\n").encode()).hexdigest(),
     )

@@ -1,6 +1,7 @@
 """Reading photos with Pillow."""
 
 import contextlib
+import errno
 import struct
 import warnings
 import zlib
@@ -41,6 +42,8 @@ def open_image(path):
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such image") from error
     except DAMAGE as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # the machine's fault, not the photo's
         raise InputError(f"{path}: not a readable image ({error})") from error
 
 

@@ -32,13 +32,12 @@ def read_manifest(folder, settings):
         return {}
     try:
         if json.loads(stored.read_text(encoding="utf-8")) != settings:
-            print(f"{folder}: made with other settings, cropping anew")
             return {}
         table = pd.read_csv(csv, dtype=TYPES)[COLUMNS]
         good = table["method"].isin(["mtcnn", "center"]) & table[BOX].ge(0).all(axis=1)
         if not (good | (table["method"] == "bad")).all() or table[BOX].gt(10**6).any(axis=None):
             raise ValueError("a method or a box that can't be")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"{csv} or crops.json beside it: damaged ({error}); delete both to crop anew"
         ) from error
@@ -62,7 +61,10 @@ def fingerprint(path):
 
 def write_settings(folder, settings):
     """Write the settings of the crops in a crop folder beside it."""
-    write_json(folder.parent / "crops.json", settings)
+    path = folder.parent / "crops.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        print(f"{folder}: made with other settings, cropping anew")
+    write_json(path, settings)
 
 
 def read_crops(folder, settings, prints):

@@ -95,14 +95,17 @@ def make_sample(output, people, eval_people, seed):
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output} is not an empty folder: empty it or choose another --output")
     make_folder(output, "choose another --output")
+    # Drawn aside, then renamed: half a data set only looks like one.
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
     try:
         with tqdm(total=people + eval_people, unit="person", disable=None) as progress:
-            write_train(output / "train", people, seed, progress)
-            write_eval(output / "eval", eval_people, seed, progress)
-    except BaseException:  # Ctrl-C, a full disk: half a data set only looks like one
-        for part in ("train", "eval"):
-            shutil.rmtree(output / part, ignore_errors=True)
-        raise
+            write_train(part / "train", people, seed, progress)
+            write_eval(part / "eval", eval_people, seed, progress)
+        output.rmdir()
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def get_args_parser():

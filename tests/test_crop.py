@@ -1,13 +1,16 @@
 import shutil
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from facenet_pytorch import MTCNN
 from PIL import Image, ImageOps
 
 from conftest import assert_refused, run, run_ok
 from data.crop import build_detector, center_box, equal_size_batches, face_box, find_boxes
+from data.detect import area_resize, detect, pyramid, sum_table
 from data.images import load_image, upright_size
 
 SETTINGS = {"min_face_size": 20, "margin_x": 20, "margin_y": 30, "center_size": 300}
@@ -47,30 +50,60 @@ def test_batches_hold_one_size_and_a_bounded_number_of_pixels():
 
 def test_boxes_are_those_of_the_originals_detector(sample_dir):
     photos = sorted((sample_dir / "train/images").glob("*/*.jpg"))[:28]
-    nobody = np.full((512, 384, 3), 90, np.uint8)
-    images = np.stack([*map(load_image, photos), nobody])
-    results = find_boxes(build_detector(SETTINGS, "cpu"), images, SETTINGS)
+    images = np.stack([*map(load_image, photos), np.full((512, 384, 3), 90, np.uint8)])
     original = MTCNN(keep_all=True)
-    methods = set()
-    for image, (method, box, prob) in zip(images, results):
+    found = detect(original, images, pyramid(512, 384, 20))
+    assert found[-1] is None
+    for image, face in zip(images, found):
         boxes, probs = original.detect(Image.fromarray(image))
-        methods.add(method)
-        if boxes is None:
-            assert (method, box) == ("center", (42, 106, 342, 406))
+        assert (face is None) == (boxes is None)
+        if face:
+            assert np.abs(face[0] - boxes[0]).max() < 0.1
+            assert face[1] == pytest.approx(probs[0], abs=1e-4)
+
+    # With the coarse levels first, other boxes of the same faces, and no face less.
+    results = find_boxes(build_detector("cpu"), images, SETTINGS)
+    for (method, box, prob), face in zip(results, found):
+        if method == "center":
+            assert face is None
+            assert box == (42, 106, 342, 406)
             assert np.isnan(prob)
-        else:
-            assert method == "mtcnn"
-            expected = face_box(boxes[0], (384, 512), SETTINGS)
-            assert np.abs(np.subtract(box, expected)).max() <= 1
-            assert prob == pytest.approx(probs[0], abs=1e-3)
-    assert methods == {"mtcnn", "center"}
+        elif face:
+            expected = face_box(face[0], (384, 512), SETTINGS)
+            assert np.abs(np.subtract(box, expected)).max() <= 20
+    assert {method for method, _, _ in results} == {"mtcnn", "center"}
+
+
+def test_small_faces_are_found_where_there_is_no_large_one(sample_dir):
+    face = load_image(next((sample_dir / "train/images").glob("*/normal.jpg")))
+    photo = np.full((512, 384, 3), 90, np.uint8)
+    photo[40:168, 200:296] = cv2.resize(face, (96, 128), interpolation=cv2.INTER_AREA)
+    [(method, (x0, y0, x1, y1), _)] = find_boxes(build_detector("cpu"), photo[None], SETTINGS)
+    assert method == "mtcnn"
+    assert 180 <= x0 < x1 <= 316
+    assert 10 <= y0 < y1 <= 198
+    settings = {**SETTINGS, "min_face_size": 150}
+    assert find_boxes(build_detector("cpu"), photo[None], settings)[0][0] == "center"
+
+
+def test_areas_are_averaged_as_torch_does(sample_dir):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 50, 40, 3), dtype=np.uint8)
+    boxes = torch.tensor([[0, 0, 40, 50], [3, 7, 31, 22], [5, 5, 9, 11]])
+    which = torch.tensor([0, 1, 1])
+    table = sum_table(images, torch.device("cpu"))
+    areas = area_resize(table, which, boxes, 12, 9)
+    for area, image, (x0, y0, x1, y1) in zip(areas, images[which], boxes.tolist()):
+        cut = torch.from_numpy(image[y0:y1, x0:x1].copy()).permute(2, 0, 1).float()
+        expected = (torch.nn.functional.adaptive_avg_pool2d(cut, (12, 9)) - 127.5) / 128
+        torch.testing.assert_close(area, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("side", "min_face_size"), [(12, 20), (19, 20), (20, 20), (47, 47)])
 def test_an_image_as_small_as_a_face_is_cropped_centrally(side, min_face_size):
     settings = {**SETTINGS, "min_face_size": min_face_size}
     tiny = np.zeros((2, side, 60, 3), np.uint8)
-    results = find_boxes(build_detector(settings, "cpu"), tiny, settings)
+    results = find_boxes(build_detector("cpu"), tiny, settings)
     assert [(method, box) for method, box, _ in results] == [("center", (0, 0, 60, side))] * 2
 
 

@@ -3,6 +3,7 @@
 `make test` kills 20 of them, `make soak` ten times as many.
 """
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -19,6 +20,7 @@ import torch
 
 import data.crop
 import train
+import utils.cli
 import utils.files
 from conftest import ROOT, SMALL, assert_refused, run, run_ok
 from data.images import load_image
@@ -31,8 +33,11 @@ TABLES = ("submission.csv", "probabilities.csv")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has neither fork nor signals")
 
 
-def run_script(command, log, limit):
-    """In a process of its own: run a script with its output in the file log."""
+def run_script(command, log, limit, kill_at):
+    """In a process of its own: run a script with its output in the file log.
+
+    limit: the size of file that the disk has room for; kill_at: which renaming never happens.
+    """
     # As in a process that a user starts; one from a forkserver would start its workers by another.
     multiprocessing.set_start_method("fork", force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -42,6 +47,15 @@ def run_script(command, log, limit):
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if kill_at:
+        replace, turns = os.replace, iter(range(1, 1000))
+
+        def kill_or_replace(*paths):
+            if next(turns) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*paths)
+
+        os.replace = kill_or_replace
     data.crop.SAVE_EVERY = 0.2
     done = run(*command)
     os.write(1, (done.stdout + done.stderr).encode())
@@ -51,26 +65,26 @@ def run_script(command, log, limit):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """A function that starts run_script in a process forked from one that has imported all."""
-    log = tmp_path_factory.mktemp("log") / "output.txt"
+    logs = tmp_path_factory.mktemp("logs")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["conftest", "train", "test", "data.crop", "facenet_pytorch"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
 
-        def start(*command, limit=None):
+        def start_script(*command, limit=None, kill_at=None):
             command = [str(word) for word in command]
-            process = context.Process(target=run_script, args=(command, log, limit))
+            log = logs / f"{time.monotonic_ns()}.txt"
+            process = context.Process(target=run_script, args=(command, log, limit, kill_at))
             process.start()
             process.log = log
             return process
 
-        process = start("train.py", "--help")
-        process.join()  # the server is up
-        yield start
+        finish(start_script("train.py", "--help"))  # the server is up
+        yield start_script
 
 
 def finish(process):
-    process.join()
+    process.join(120)
     assert process.exitcode == 0, process.log.read_text()
 
 
@@ -140,6 +154,21 @@ def test_killed_training(start, uninterrupted, sample_dir, tmp_path, workers, ki
         assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
+@pytest.mark.parametrize("kill_at", range(2, 8) if ROUNDS > 1 else (4, 5))
+def test_training_killed_between_two_files(start, uninterrupted, sample_dir, tmp_path, kill_at):
+    """The files of a run are config.json, then log.csv, best.pth and last.pth of each epoch."""
+    arguments = train_command(sample_dir, tmp_path, "--epochs", 3, "--num-workers", 0)
+    process = start(*arguments, kill_at=kill_at)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    folder = tmp_path / "age_fold0"
+    assert_nothing_half(folder)
+    going_on = "--resume" if (folder / "last.pth").exists() else "--overwrite"
+    finish(start(*arguments, going_on))
+    for name in RUN_FILES:
+        assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
+
+
 @pytest.mark.parametrize("turn", range(ROUNDS))
 def test_killed_cropping(start, sample_dir, tmp_path, turn):
     crops = tmp_path / "crops"
@@ -197,6 +226,8 @@ def test_two_commands_crop_one_folder_once(start, sample_dir, tmp_path):
     processes = [start(*command) for _ in range(2)]
     for process in processes:
         finish(process)
+    output = "".join(process.log.read_text() for process in processes)
+    assert output.count("photos cropped to") == 2  # train's and eval's
     assert_nothing_half(tmp_path / "crops")
     assert len(pd.read_csv(tmp_path / "crops/train/crops.csv")) == 84
 
@@ -228,7 +259,8 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(start, runs_dir, sampl
     assert not list((tmp_path / "drawn").iterdir())
 
 
-def launch(sample_dir, tmp_path):
+@pytest.fixture
+def long_run(sample_dir, tmp_path):
     """A long training in a process of its own, once its first epoch is over."""
     arguments = train_command(sample_dir, tmp_path, "--epochs", 500, "--num-workers", 2)
     process = subprocess.Popen(
@@ -241,16 +273,23 @@ def launch(sample_dir, tmp_path):
     )
     while not process.stdout.readline().strip().startswith("1"):
         assert process.poll() is None, process.stderr.read()
-    return process
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def assert_no_process_left(process):
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    for _ in range(50):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a process is left")
 
 
-def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(sample_dir, tmp_path):
-    process = launch(sample_dir, tmp_path)
+def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(long_run, tmp_path):
+    process = long_run
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -261,8 +300,8 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_no_worker(sample_dir, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
-def test_a_killed_worker_is_one_line(sample_dir, tmp_path):
-    process = launch(sample_dir, tmp_path)
+def test_a_killed_worker_is_one_line(long_run, tmp_path):
+    process = long_run
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
     workers = [int(pid) for pid, name in names.items() if "train.py" in name]
@@ -275,8 +314,8 @@ def test_a_killed_worker_is_one_line(sample_dir, tmp_path):
     assert_no_process_left(process)
 
 
-def test_a_closed_pipe_is_one_line(sample_dir, tmp_path):
-    process = launch(sample_dir, tmp_path)
+def test_a_closed_pipe_is_one_line(long_run, tmp_path):
+    process = long_run
     process.stdout.close()
     stderr = process.stderr.read()
     done = subprocess.CompletedProcess("train.py", process.wait(60), "", stderr)
@@ -292,6 +331,9 @@ def test_a_closed_pipe_is_one_line(sample_dir, tmp_path):
         (MemoryError("Unable to allocate 9. GiB for an array"), "--batch-size"),
         (PermissionError(13, "Permission denied", "/a/b"), "/a/b: Permission denied"),
         (OSError(28, "No space left on device"), "the output: No space left"),
+        (OSError(24, "Too many open files"), "Too many open files"),
+        (MemoryError(), "--batch-size"),
+        (RuntimeError("unable to write to file </torch_1>: No space left"), "--shm-size"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -300,6 +342,7 @@ def test_a_fault_of_the_machine_is_one_line(sample_dir, tmp_path, monkeypatch, e
         raise error
 
     monkeypatch.setattr(train, "train_one_epoch", starve)
+    monkeypatch.setattr(utils.cli, "STDOUT", os.open(os.devnull, os.O_WRONLY))
     assert_refused(run(*train_command(sample_dir, tmp_path)), word)
 
 

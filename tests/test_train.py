@@ -201,7 +201,7 @@ def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
         resize=64, augment="none", seed=1, batch_size=8, num_workers=0, crop_batch_size=8,
         min_face_size=20, margin_x=20, margin_y=30, center_size=300, skip_bad=False,
     )  # fmt: skip
-    train_loader, valid_loader = load_fold(images, args, torch.device("cpu"))
+    train_loader, valid_loader, _ = load_fold(images, args, torch.device("cpu"))
     folds = images["fold"]
     assert sorted(valid_loader.dataset.labels) == sorted(head_labels(images[folds == 0], "age"))
     train_people = images[folds != 0]

@@ -5,6 +5,7 @@ import math
 import pickle
 import struct
 import sys
+from pathlib import Path
 
 import torch
 
@@ -27,8 +28,8 @@ NEEDED = {
 }
 # What torch.load may raise for a file of arbitrary bytes.
 DAMAGE = (
-    pickle.UnpicklingError, struct.error, RuntimeError, OSError, EOFError, ValueError, TypeError,
-    LookupError, AttributeError, AssertionError, OverflowError, MemoryError,
+    pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, TypeError,
+    LookupError, AttributeError, AssertionError, OverflowError,
 )  # fmt: skip
 
 
@@ -76,9 +77,12 @@ def read_tensors(path):
     Raises InputError when path is missing or holds anything but tensors and plain types.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Read apart: a fault of the disk is no damage to the file.
+        content = io.BytesIO(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
+    try:
+        return torch.load(content, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         raise InputError(f"{path}: not a readable checkpoint (damaged, or not one)") from error
 

@@ -1,6 +1,7 @@
 """What the command-line scripts share: one-line errors, argument types, common arguments."""
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -12,11 +13,17 @@ class InputError(Exception):
     """Something the user gave is wrong. The message, one line, names it and the way out."""
 
 
+STDOUT = 1
 # Faults of the machine that come as RuntimeError or MemoryError, and the way out of each.
+MEMORY = "lower --batch-size, --crop-batch-size or --num-workers"
 FAULTS = {
     "out of memory": "lower --batch-size, or --crop-batch-size if photos were being cropped",
-    "can't allocate memory": "lower --batch-size, --crop-batch-size or --num-workers",
-    "Unable to allocate": "lower --batch-size, --crop-batch-size or --num-workers",
+    "can't allocate memory": MEMORY,
+    "Cannot allocate memory": MEMORY,
+    "ALLOC_FAILED": MEMORY,
+    "shared memory": "lower --num-workers; in Docker, give more with --shm-size",
+    "</torch_": "shared memory is full: lower --num-workers; in Docker, give more with --shm-size",
+    "can't start new thread": "lower --num-workers",
     "DataLoader worker (pid": "was it killed for its memory? lower --num-workers",
 }
 
@@ -39,16 +46,21 @@ def run(main, go_on=()):
     """
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
         # From a loader's worker it comes behind the worker's traceback.
         fail(str(error).rpartition("\nutils.cli.InputError: ")[2])
-    except BrokenPipeError:  # the reader of our output, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        fail(f"nobody reads the output any more; to go on: {command_to_go_on(go_on)}")
     except OSError as error:
-        what = "the output" if error.filename is None else error.filename
-        fail(f"{what}: {error.strerror or error}")
-    except (RuntimeError, MemoryError) as error:
+        if error.filename is not None:
+            fail(f"{error.filename}: {error.strerror}")
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO):
+            fail(str(error).strip().splitlines()[-1])
+        # What reads our output, such as head, has gone, or its file's disk is full.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # or exit would flush, and fail, again
+        fail(f"the output: {error.strerror}; to go on: {command_to_go_on(go_on)}")
+    except MemoryError as error:
+        fail(f"out of memory; {MEMORY} ({error})")
+    except RuntimeError as error:
         for words, way_out in FAULTS.items():
             if words in str(error):
                 line = next(line for line in str(error).splitlines() if words in line)

@@ -1,6 +1,5 @@
 """The folder of a run: what is in it, when it may be written, how --resume finds it."""
 
-import hashlib
 from pathlib import Path
 
 from utils.checkpoint import load_checkpoint, load_state
@@ -11,7 +10,7 @@ from utils.files import make_folder, remove_leftovers
 RUN_FILES = ("best.pth", "last.pth", "log.csv")
 # All other arguments decide what a run ends with, so that --resume must find them unchanged.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "crop_batch_size", "device", "num_workers",
-                  "epochs", "overwrite", "resume"}  # fmt: skip
+                  "epochs", "overwrite", "resume", "skip_bad"}  # fmt: skip
 
 PLAIN = (str, int, float, type(None))
 # What last.pth holds more than best.pth.
@@ -49,14 +48,12 @@ def arguments_that_matter(args, precision):
     return {**arguments, "precision": precision_name(precision)}
 
 
-def digest(*datasets):
-    """One string for the photos and labels of FaceDatasets, wherever their folder is."""
-    lines = (
-        f"{file.parent.name}/{file.name} {label}\n"
-        for dataset in datasets
-        for file, label in zip(dataset.files, dataset.labels)
-    )
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def as_argument(name, value):
+    """How a value is given on the command line."""
+    option = "--" + name.replace("_", "-")
+    if value is None or value is False:
+        return f"no {option}"
+    return option if value is True else f"{option} {value}"
 
 
 def load_last(folder, arguments, epochs):
@@ -83,9 +80,7 @@ def load_last(folder, arguments, epochs):
         raise InputError(f"--epochs {epochs}: {folder} has {len(last['log'])} epochs already")
     its = last["arguments"]
     changed = [
-        f"--{name.replace('_', '-')} {its[name]}"
-        if its.get(name) not in (None, False)
-        else f"no --{name.replace('_', '-')}"
+        as_argument(name, its.get(name))
         for name in sorted(its.keys() | arguments.keys())
         if its.get(name) != arguments.get(name)
     ]
@@ -101,7 +96,15 @@ def restore(last, network, optimizer, scaler):
     """
     load_state(network, last)
     try:
+        # The arguments are the same, so the groups must be, and the states fit the parameters.
+        fits = last["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict(last["optimizer"])
+        for parameter, state in optimizer.state.items():
+            shapes = {name: value.shape for name, value in state.items()}
+            of_adam = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.shape)
+            fits &= shapes == {"step": (), **of_adam}
+        if not fits:
+            raise ValueError("another optimizer's state")
         scaler.load_state_dict(last["scaler"])
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(
