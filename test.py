@@ -193,15 +193,18 @@ def main():
     info = read_info(args.data_dir)
     answers = read_answers(args.answers, info) if args.answers else None
     output = Path(args.output)
-    if output.is_dir() or output.name == "probabilities.csv":
+    probabilities = output.with_name("probabilities.csv")
+    if output == probabilities or any(
+        p.exists() and not p.is_file() for p in (output, probabilities)
+    ):
         raise InputError(f"--output {output}: name a file, and not probabilities.csv")
     make_folder(output.parent, "give another --output")
-    for name in (output.name, "probabilities.csv"):
-        remove_leftovers(output.parent, f".{glob.escape(name)}")
     inputs = [Path(args.data_dir) / "eval" / "info.csv", *([args.answers] if args.answers else [])]
-    for name in (output, output.with_name("probabilities.csv")):
-        if any(name.exists() and name.samefile(path) for path in inputs):
-            raise InputError(f"--output {output}: would overwrite {name}, which is read here")
+    inputs += [fold["path"] for folds in checkpoints.values() for fold in folds]
+    for path in (output, probabilities):
+        if path.exists() and any(path.samefile(read) for read in inputs):
+            raise InputError(f"--output {output}: would overwrite {path}, which is read here")
+        remove_leftovers(output.parent, f".{glob.escape(path.name)}")
 
     files = info["ImageID"].tolist()
     settings = checkpoints["mask"][0]["crop"]
@@ -221,7 +224,7 @@ def main():
     table = np.full((len(info), len(COLUMNS)), np.nan)
     table[~bad] = np.concatenate([heads[target] for target in config.HEADS], axis=1).round(6)
     table = pd.DataFrame(table, columns=COLUMNS, index=info["ImageID"]).reset_index()
-    write_csv(output.with_name("probabilities.csv"), table)
+    write_csv(probabilities, table)
     if bad.any():
         print(f"bad images, given the most frequent class, {classes[bad][0]}: {bad.sum()}")
     counts = ", ".join(f"{len(folds)} {target}" for target, folds in checkpoints.items())

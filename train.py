@@ -126,8 +126,8 @@ def parse_args():
         raise InputError(
             f"--age-border {args.age_border}: has to be above 30, the border before it"
         )
-    if args.resize < 64:
-        raise InputError(f"--resize {args.resize}: the networks need 64 pixels or more")
+    if not 64 <= args.resize <= 4096:
+        raise InputError(f"--resize {args.resize}: the networks take from 64 to 4096 pixels")
     if args.weights and args.no_pretrained:
         raise InputError("--weights and --no-pretrained: give one of them")
     if args.overwrite and args.resume:

@@ -15,7 +15,7 @@ EXIF_ORIENTATION = 0x0112
 # What Pillow may raise for a file of arbitrary bytes.
 DAMAGE = (
     OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError, OverflowError,
-    EOFError, struct.error, zlib.error, Image.DecompressionBombError,
+    EOFError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 # What Pillow warns of, odd tags for example, it has got over.
 warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -61,6 +61,12 @@ def duplicated(paths):
     return paths.map(os.path.normpath).duplicated()
 
 
+def stays_inside(name, folder):
+    """Whether folder / name is below folder, and other_folder / name below any other folder."""
+    parts = Path(name).parts
+    return not Path(name).is_absolute() and ".." not in parts and is_inside(folder / name, folder)
+
+
 def problems_by_line(*checks):
     """["line 3: what", ...] from pairs of a boolean mask over a table's rows and what it means."""
     found = [(row, what) for mask, what in checks for row in np.flatnonzero(mask)]
@@ -82,7 +88,8 @@ def read_people(data_dir):
         (~table["gender"].isin(list(GENDER_LABELS)), "gender is not female or male"),
         (~(ages.between(0, 120) & (ages % 1 == 0)), "age is not a whole number from 0 to 120"),
         (duplicated(table["path"]), "path stands there twice"),
-        ([not is_inside(images / path, images) for path in table["path"]], "path leaves images/"),
+        ([not stays_inside(path, images) for path in table["path"]], "path leaves images/"),
+        (table["id"] == "", "id is empty"),
     )
     raise_problems(csv, problems)
     people = table[["path", "gender"]].copy()
@@ -136,7 +143,7 @@ def read_info(data_dir):
     csv = Path(data_dir) / "eval" / "info.csv"
     images = Path(data_dir) / "eval" / "images"
     info = read_table(csv, ["ImageID", "ans"], NO_DATA)
-    inside = np.array([is_inside(images / image, images) for image in info["ImageID"]])
+    inside = np.array([stays_inside(image, images) for image in info["ImageID"]])
     there = np.array([os.path.isfile(images / image) for image in info["ImageID"]])
     problems = problems_by_line(
         (duplicated(info["ImageID"]), "ImageID stands there twice"),
@@ -189,7 +196,8 @@ def assign_folds(people, seed):
     groups = people.drop_duplicates("group")
     if len(groups) < NUM_FOLDS:
         raise InputError(
-            f"{len(groups)} people in train.csv are too few for {NUM_FOLDS} folds, a person in each"
+            f"{len(groups)} people in train.csv (ids, up to their -) are too few for "
+            f"{NUM_FOLDS} folds"
         )
     stratum = head_labels(groups, "gender") * 3 + age_labels(groups["age"])
     # Shuffled within each stratum, then dealt out like cards, straight on from one stratum to the

@@ -103,6 +103,8 @@ TRAIN_TABLES = {
     "absolute path": (cell(2, "path", "/etc"), "line 4: path leaves images/"),
     "path above": (cell(2, "path", "../../eval"), "line 4: path leaves images/"),
     "path in other words": (cell(2, "path", "x/../../images/../y"), "line 4: path leaves"),
+    "way round": (cell(2, "path", "../images/somebody"), "line 4: path leaves"),
+    "empty id": (cell(2, "id", ""), "line 4: id is empty"),
     "empty path": (cell(2, "path", ""), "line 4: path leaves"),
     "endless path": (cell(2, "path", "a" * 5000), "no photos of this person"),
     "person without folder": (cell(2, "path", "nobody"), "nobody: no photos"),
@@ -138,6 +140,7 @@ INFO_TABLES = {
     "empty id": (cell(5, "ImageID", ""), "line 7: ImageID leaves"),
     "id above": (cell(5, "ImageID", "../info.csv"), "line 7: ImageID leaves"),
     "absolute id": (cell(5, "ImageID", "/etc/passwd"), "line 7: ImageID leaves"),
+    "way round": (lambda text: text.replace("\n", "\n../images/", 1), "line 2: ImageID leaves"),
     "id with NUL": (lambda text: text.replace(".jpg", ".j\0pg", 1), "line 2"),
     "id of a folder": (cell(5, "ImageID", "folder"), "line 7: no such image"),
 }
@@ -249,6 +252,8 @@ BAD_PHOTOS = {
     "no width": lambda photo: png_of(0, 7),
     "a decompression bomb": lambda photo: png_of(30_000, 30_000),
     "no pixels": lambda photo: png_of(300, 300),
+    "an unknown encoding": lambda photo: b"BLP2" + struct.pack("<i4b2i", 1, 9, 0, 0, 0, 64, 64)
+    + bytes(2000),
 }  # fmt: skip
 
 
@@ -343,6 +348,12 @@ def edit(**changes):
     return change
 
 
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def other_crops(path):
     edit(crop={**load_checkpoint(path)["crop"], "margin_x": 5})(path)
 
@@ -351,6 +362,7 @@ CHECKPOINTS = {
     "not a checkpoint": (lambda path: path.write_bytes(b"not one"), "not a readable checkpoint"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1000]), "not a readable"),
     "empty": (lambda path: path.write_bytes(b""), "not a readable checkpoint"),
+    "with one bit changed": (flip, "not a readable checkpoint"),
     "another head's": (lambda path: shutil.copy(path.parents[1] / "mask_fold0/best.pth", path),
                        "the head mask"),
     "another network's": (edit(model="efficientnet-b0"), "not weights of efficientnet-b0"),
@@ -418,6 +430,8 @@ TRAIN_ARGUMENTS = [
     ("--lr nan", "--lr"),
     ("--lr inf", "--lr"),
     ("--batch-size 0", "--batch-size"),
+    ("--batch-size 99999999999999999999", "--batch-size"),
+    ("--resize 1000000", "--resize"),
     ("--batch-size 1.5", "1.5 is not a whole number"),
     ("--epochs 0", "--epochs"),
     ("--num-workers -1", "--num-workers"),
@@ -478,6 +492,8 @@ TEST_ARGUMENTS = [
     ("--output {box}", "--output", "name a file"),
     ("--output {box}/probabilities.csv", "--output"),
     ("--output README.md/submission.csv", "README.md", "--output"),
+    ("--output {box}/runs/mask_fold0/best.pth", "--output", "best.pth"),
+    ("--output /dev/null", "name a file"),
     ("--output {box}/data/eval/info.csv", "--output", "info.csv"),
     ("--answers {box}/data/eval/answers.csv --output {box}/data/eval/answers.csv", "--output"),
     ("--answers nowhere.csv", "nowhere.csv"),

@@ -13,6 +13,7 @@ from data.crop import build_detector, center_box, equal_size_batches, face_box, 
 from data.detect import area_resize, detect, pyramid, sum_table
 from data.images import load_image, upright_size
 
+CPU = torch.device("cpu")
 SETTINGS = {"min_face_size": 20, "margin_x": 20, "margin_y": 30, "center_size": 300}
 
 
@@ -62,7 +63,7 @@ def test_boxes_are_those_of_the_originals_detector(sample_dir):
             assert face[1] == pytest.approx(probs[0], abs=1e-4)
 
     # With the coarse levels first, other boxes of the same faces, and no face less.
-    results = find_boxes(build_detector("cpu"), images, SETTINGS)
+    results = find_boxes(build_detector(CPU), images, SETTINGS)
     for (method, box, prob), face in zip(results, found):
         if method == "center":
             assert face is None
@@ -78,12 +79,12 @@ def test_small_faces_are_found_where_there_is_no_large_one(sample_dir):
     face = load_image(next((sample_dir / "train/images").glob("*/normal.jpg")))
     photo = np.full((512, 384, 3), 90, np.uint8)
     photo[40:168, 200:296] = cv2.resize(face, (96, 128), interpolation=cv2.INTER_AREA)
-    [(method, (x0, y0, x1, y1), _)] = find_boxes(build_detector("cpu"), photo[None], SETTINGS)
+    [(method, (x0, y0, x1, y1), _)] = find_boxes(build_detector(CPU), photo[None], SETTINGS)
     assert method == "mtcnn"
     assert 180 <= x0 < x1 <= 316
     assert 10 <= y0 < y1 <= 198
     settings = {**SETTINGS, "min_face_size": 150}
-    assert find_boxes(build_detector("cpu"), photo[None], settings)[0][0] == "center"
+    assert find_boxes(build_detector(CPU), photo[None], settings)[0][0] == "center"
 
 
 def test_areas_are_averaged_as_torch_does(sample_dir):
@@ -103,7 +104,7 @@ def test_areas_are_averaged_as_torch_does(sample_dir):
 def test_an_image_as_small_as_a_face_is_cropped_centrally(side, min_face_size):
     settings = {**SETTINGS, "min_face_size": min_face_size}
     tiny = np.zeros((2, side, 60, 3), np.uint8)
-    results = find_boxes(build_detector("cpu"), tiny, settings)
+    results = find_boxes(build_detector(CPU), tiny, settings)
     assert [(method, box) for method, box, _ in results] == [("center", (0, 0, 60, side))] * 2
 
 

@@ -102,8 +102,8 @@ def number(convert, valid, meaning):
 
 
 whole_number = number(int, lambda value: True, "a whole number")
-positive_int = number(int, lambda value: value >= 1, "a whole number above 0")
-natural_int = number(int, lambda value: value >= 0, "a whole number of at least 0")
+positive_int = number(int, lambda value: 1 <= value < 2**31, "a whole number from 1 to 2^31 - 1")
+natural_int = number(int, lambda value: 0 <= value < 2**31, "a whole number from 0 to 2^31 - 1")
 seed = number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 2^32 - 1")
 positive_float = number(float, lambda value: 0 < value < float("inf"), "a finite number above 0")
 natural_float = number(
