@@ -23,7 +23,8 @@ MIN_FACE_SIZE = 20
 MARGIN_X = 20
 MARGIN_Y = 30
 CENTER_SIZE = 300
-CROP_BATCH_SIZE = 8
+CROP_BATCH_SIZE = None  # None: CROP_BATCH_SIZES
+CROP_BATCH_SIZES = {"cpu": 4, "cuda": 32}
 
 # network
 NETWORKS = (*(f"efficientnet-b{i}" for i in range(8)), "efficientnet-lite0")

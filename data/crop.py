@@ -57,7 +57,7 @@ def add_crop_arguments(parser):
     add("--center-size", type=positive_int, default=config.CENTER_SIZE,
         help="side of the central crop where no face is found (default: %(default)s)")
     add("--crop-batch-size", type=positive_int, default=config.CROP_BATCH_SIZE,
-        help="photos of 384 x 512 that the detector takes at once (default: %(default)s)")
+        help="photos of 384 x 512 the detector takes at once (default: 4 on a CPU, 32 on a GPU)")
     # fmt: on
 
 
@@ -226,7 +226,9 @@ def crop_each(source, folder, files, settings, device, args, bad):
         sizes = list(pool.map(partial(read, upright_size), files))
         promised = {file: size for file, size in zip(files, sizes) if file not in bad}
         readable = list(promised)
-        batches = equal_size_batches(promised.values(), args.crop_batch_size)
+        batches = equal_size_batches(
+            promised.values(), args.crop_batch_size or config.CROP_BATCH_SIZES[device.type]
+        )
         batches = ([readable[index] for index in batch] for batch in batches)
         with tqdm(total=len(files), desc="crop", unit="images", disable=None) as progress:
             for rows in pool.map(crop_batch, batches):
