@@ -1,6 +1,6 @@
 # make demo    sample data, crops, three heads, submission, score (no photos or GPU needed)
 # make test    all tests
-# make soak    the tests with kills and mutated files many times over: an hour
+# make soak    the tests with kills and mutated files many times over
 # make lint    style and format
 # make clean   remove what these made, the environment included
 

@@ -154,7 +154,7 @@ def find_largest_faces(mtcnn, images, min_face_size):
     coarse = [scale for scale in scales if 12 / scale >= LARGE_FACE * min(height, width)]
     found = detect(mtcnn, images, coarse) if coarse else [None] * len(images)
     missed = [number for number, face in enumerate(found) if face is None]
-    # Two at a time: all levels of a photo take ten times the memory of its coarse ones.
+    # Two at a time: a photo's finest level has many times the pixels of its coarse ones.
     for pair in (missed[i : i + 2] for i in range(0, len(missed), 2) if coarse != scales):
         for number, face in zip(pair, detect(mtcnn, images[pair], scales)):
             found[number] = face

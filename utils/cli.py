@@ -14,8 +14,8 @@ class InputError(Exception):
 
 
 STDOUT = 1
-# Faults of the machine that come as RuntimeError or MemoryError, and the way out of each.
 MEMORY = "lower --batch-size, --crop-batch-size or --num-workers"
+# Faults of the machine that torch reports as RuntimeError, and the way out of each.
 FAULTS = {
     "out of memory": "lower --batch-size, or --crop-batch-size if photos were being cropped",
     "can't allocate memory": MEMORY,
