@@ -16,7 +16,7 @@ TRAIN := $(BIN)/python train.py --data-dir $(DEMO)/data --output-dir $(DEMO)/run
 .PHONY: demo test soak lint clean
 
 # A real file, newer than what it was made from: made again only when the requirements change.
-$(VENV)/ready: requirements.txt requirements-dev.txt constraints.txt
+$(VENV)/ready: requirements.txt requirements-onnx.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -r requirements-dev.txt -c constraints.txt
 	touch $@

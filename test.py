@@ -7,33 +7,19 @@ import glob
 import shlex
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import torch
-from tqdm import tqdm
-
 from config import config
-from data.augment import build_transform, normalize
-from data.crop import crop_folder, crop_sets
-from data.dataset import FaceDataset, build_loader
-from data.labels import merge_labels, read_info, read_table, split_classes
-from models.network import build_network
-from utils.checkpoint import load_checkpoint, load_state
 from utils.cli import (
     ArgumentParser,
     InputError,
+    add_crop_batch_size,
     add_data_arguments,
     add_machine_arguments,
-    add_precision_argument,
+    add_precision_arguments,
+    answer_early,
     natural_int,
     positive_int,
     run,
 )
-from utils.device import autocast, pick_device, pick_precision
-from utils.files import make_folder, remove_leftovers, write_csv
-from utils.metrics import classification_scores
-
-COLUMNS = [f"{target}_{name}" for target, head in config.HEADS.items() for name in head["classes"]]
 
 
 def get_args_parser():
@@ -52,12 +38,37 @@ def get_args_parser():
         "the original took 7 (default: %(default)s)")
     add("--batch-size", type=positive_int, default=config.BATCH_SIZE,
         help="images a step (default: %(default)s)")
-    add("--crop-batch-size", type=positive_int, default=config.CROP_BATCH_SIZE,
-        help="photos of 384 x 512 the detector takes at once (default: 4 on a CPU, 32 on a GPU)")
+    add_crop_batch_size(add)
+    add("--backend", choices=config.BACKENDS, default=config.BACKEND,
+        help="what runs the networks: torch, onnx (ONNX Runtime), or auto, onnx on a CPU where it "
+        "is installed (default: %(default)s)")
     add_machine_arguments(add)
-    add_precision_argument(add)
+    add_precision_arguments(add)
     # fmt: on
     return parser
+
+
+if __name__ == "__main__":
+    answer_early(get_args_parser())  # the imports below take seconds
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from data.augment import build_transform
+from data.crop import crop_folder, crop_sets
+from data.dataset import FaceDataset, build_loader
+from data.labels import merge_labels, read_info, read_table, split_classes
+from models.network import FromPixels, build_network, fold_batch_norm
+from models.onnx_runtime import cached_model, load_model, missing_packages
+from utils.checkpoint import load_checkpoint, load_state
+from utils.device import autocast, choose_kernels, pick_precision
+from utils.distributed import in_order, is_first, join_processes, progress_off, wait_for_all
+from utils.files import make_folder, remove_leftovers, write_csv
+from utils.metrics import classification_scores
+
+COLUMNS = [f"{target}_{name}" for target, head in config.HEADS.items() for name in head["classes"]]
 
 
 def find_checkpoints(runs):
@@ -86,11 +97,44 @@ def find_checkpoints(runs):
     return found
 
 
-def load_network(checkpoint, device):
-    """Rebuild the network of a checkpoint, ready to predict."""
+def pick_backend(name, device, precision):
+    """What runs the networks, "torch" or "onnx"; "auto" is onnx where it is installed and faster.
+
+    Raises InputError where onnx can't be had.
+    """
+    suits = device.type == "cpu" and precision == torch.float32
+    if name == "auto":
+        return "onnx" if suits and not missing_packages() else "torch"
+    if name == "onnx" and not suits:
+        raise InputError("--backend onnx: runs with --device cpu and --precision fp32 only")
+    if name == "onnx" and missing_packages():
+        raise InputError(
+            f"--backend onnx: {' and '.join(missing_packages())} not installed; "
+            "python -m pip install -r requirements-onnx.txt"
+        )
+    return name
+
+
+def load_network(checkpoint):
+    """Rebuild the network of a checkpoint on the CPU, ready to predict."""
     network = build_network(checkpoint["model"], len(checkpoint["classes"]), checkpoint["resize"])
     load_state(network, checkpoint)
-    return network.to(device).eval()
+    return network.eval()
+
+
+def build_predictor(checkpoint, device, backend):
+    """A checkpoint's network as a function of images, uint8 (N, resize, resize, 3), to logits."""
+
+    def from_pixels():
+        network = fold_batch_norm(load_network(checkpoint))
+        return FromPixels(network, checkpoint["mean"], checkpoint["std"])
+
+    if backend == "torch":
+        return from_pixels().to(device)
+    if is_first():
+        cached_model(checkpoint, from_pixels)
+    wait_for_all()  # one process makes the model, all load it
+    return load_model(cached_model(checkpoint, from_pixels))
 
 
 def views_of(checkpoint, age_views):
@@ -103,7 +147,7 @@ def views_of(checkpoint, age_views):
 
 
 @torch.inference_mode()
-def predict(checkpoints, files, args, device, precision):
+def predict(checkpoints, files, args, device, precision, backend):
     """Softmax of each head for each image, averaged over the head's folds and views.
 
     checkpoints: {target: [checkpoint]}; files: paths of N crops.
@@ -119,33 +163,33 @@ def predict(checkpoints, files, args, device, precision):
         }
     )
     transforms = [build_transform(resize, augment) for resize, augment, _ in views]
-    dataset = FaceDataset(files, np.arange(len(files)), transforms, seed=config.SEED)
+    dataset = FaceDataset(files, np.zeros(len(files), np.int64), transforms, seed=config.SEED)
     loader = build_loader(dataset, args.batch_size, args.num_workers, device)
-    members = [
-        (
-            target,
-            load_network(checkpoint, device),
-            torch.tensor([checkpoint["mean"], checkpoint["std"]], device=device),
-            [views.index(view) for view in views_of(checkpoint, args.age_views)],
-        )
-        for target, folds in checkpoints.items()
-        for checkpoint in folds
-    ]
-    total = {
-        target: torch.zeros(len(files), len(folds[0]["classes"]), dtype=torch.float64)
+    members = {
+        target: [
+            (
+                build_predictor(checkpoint, device, backend),
+                [views.index(view) for view in views_of(checkpoint, args.age_views)],
+            )
+            for checkpoint in folds
+        ]
         for target, folds in checkpoints.items()
     }
-    with tqdm(total=len(files), desc="predict", unit="images", disable=None) as progress:
-        for *images, rows in loader:
+    batches = {target: [] for target in checkpoints}
+    with tqdm(total=len(files), desc="predict", unit="images", disable=progress_off()) as progress:
+        for *images, _ in loader:
             images = [view.to(device, non_blocking=True) for view in images]
-            for target, network, pixel_stats, places in members:
-                for place in places:
-                    with autocast(device, precision):
-                        logits = network(normalize(images[place], *pixel_stats))
-                    total[target][rows] += logits.float().softmax(dim=1).cpu()
-            progress.update(len(rows))
+            for target, folds in members.items():
+                with autocast(device, precision):
+                    logits = [
+                        network(images[place]) for network, places in folds for place in places
+                    ]
+                # Left on the device: to fetch it now would make the CPU wait for the GPU.
+                batches[target].append(torch.stack(logits).double().softmax(dim=2).mean(dim=0))
+            progress.update(len(images[0]))
     return {
-        target: (sums / sums.sum(dim=1, keepdim=True)).numpy() for target, sums in total.items()
+        target: torch.cat(in_order([batch.cpu() for batch in rows])).numpy()
+        for target, rows in batches.items()
     }
 
 
@@ -181,9 +225,10 @@ def print_scores(answers, classes):
 
 def main():
     args = get_args_parser().parse_args()
-    device = pick_device(args.device)
+    device = join_processes(args.device)
     precision = pick_precision(args.precision, device)
-    torch.backends.cudnn.benchmark = True
+    choose_kernels(args.deterministic)
+    backend = pick_backend(args.backend, device, precision)
     # All that can be wrong, before any work.
     checkpoints = find_checkpoints(args.runs)
     if args.age_views and any(fold["augment"] == "none" for fold in checkpoints["age"]):
@@ -215,8 +260,10 @@ def main():
         raise InputError(f"{args.data_dir}: not one readable image in eval/images")
     folder = crop_folder(args.data_dir, args.crop_dir, "eval")
     crops = [folder / file for file in info["ImageID"][~bad]]
-    heads = predict(checkpoints, crops, args, device, precision)
+    heads = predict(checkpoints, crops, args, device, precision, backend)
 
+    if not is_first():
+        return
     predicted = merge_labels(*(heads[target].argmax(axis=1) for target in config.HEADS))
     classes = np.full(len(info), np.bincount(predicted).argmax())
     classes[~bad] = predicted
@@ -228,7 +275,7 @@ def main():
     if bad.any():
         print(f"bad images, given the most frequent class, {classes[bad][0]}: {bad.sum()}")
     counts = ", ".join(f"{len(folds)} {target}" for target, folds in checkpoints.items())
-    print(f"{len(info)} images, networks: {counts} -> {output}")
+    print(f"{len(info)} images, networks: {counts}; run by {backend} on {device.type} -> {output}")
     if answers is not None:
         print_scores(answers, classes)
 

@@ -6,25 +6,15 @@ python train.py --target age --lr 1e-4 --epochs 4
 import math
 import time
 
-import numpy as np
-import pandas as pd
-import torch
-from tqdm import tqdm
-
 from config import config
-from data.augment import normalize
-from data.crop import add_crop_arguments, crop_settings
-from data.dataset import load_fold
-from data.labels import assign_folds, list_train_images
-from loss import LOSSES, build_loss
-from models.network import build_network, normalization
-from utils.checkpoint import save_checkpoint
 from utils.cli import (
     ArgumentParser,
     InputError,
+    add_crop_arguments,
     add_data_arguments,
     add_machine_arguments,
-    add_precision_argument,
+    add_precision_arguments,
+    answer_early,
     fraction,
     natural_float,
     positive_float,
@@ -33,19 +23,6 @@ from utils.cli import (
     seed,
     whole_number,
 )
-from utils.device import autocast, pick_device, pick_precision, precision_name
-from utils.files import write_csv, write_json
-from utils.metrics import classification_scores
-from utils.runs import (
-    arguments_that_matter,
-    clear_folder,
-    load_last,
-    prepare_folder,
-    restore,
-)
-
-# Filled once --resume could go on; see utils.cli.run.
-GO_ON = []
 
 
 def by_head(name):
@@ -91,7 +68,7 @@ def get_args_parser():
     add("--lr", type=positive_float, help=f"learning rate of Adam (default: {by_head('lr')})")
     add("--batch-size", type=positive_int, default=config.BATCH_SIZE,
         help="images a step (default: %(default)s)")
-    add("--loss", choices=LOSSES, help=f"what is minimised (default: {by_head('loss')})")
+    add("--loss", choices=config.LOSSES, help=f"what is minimised (default: {by_head('loss')})")
     add("--focal-gamma", type=natural_float,
         help=f"exponent of the loss focal (default: {config.FOCAL_GAMMA})")
     add("--label-smoothing", type=fraction,
@@ -101,10 +78,60 @@ def get_args_parser():
 
     add = parser.add_argument_group("machine").add_argument
     add_machine_arguments(add)
-    add_precision_argument(add)
+    add_precision_arguments(add)
+    add("--compile", action="store_true",
+        help="let torch.compile build the network's kernels: minutes at the start, faster steps; "
+        "needs a compiler (default: PyTorch's own kernels)")
+    add("--cache", type=natural_float, default=config.CACHE, metavar="GB",
+        help="memory for decoded and resized images, 0 for none (default: what they take, up to "
+        "half of what is free)")
     # fmt: on
     add_crop_arguments(parser)
     return parser
+
+
+if __name__ == "__main__":
+    answer_early(get_args_parser())  # the imports below take seconds
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from data.crop import crop_settings
+from data.dataset import load_fold
+from data.labels import assign_folds, list_train_images
+from loss import build_loss
+from models.network import build_network, normalization, normalize
+from models.parallel import as_one
+from utils.checkpoint import save_checkpoint
+from utils.device import (
+    autocast,
+    choose_kernels,
+    compile_network,
+    pick_precision,
+    precision_name,
+)
+from utils.distributed import (
+    in_order,
+    is_first,
+    join_processes,
+    progress_off,
+    whole_batch,
+    world_size,
+)
+from utils.files import write_csv, write_json
+from utils.metrics import classification_scores
+from utils.runs import (
+    arguments_that_matter,
+    clear_folder,
+    load_last,
+    prepare_folder,
+    restore,
+)
+
+# Filled once --resume could go on; see utils.cli.run.
+GO_ON = []
 
 
 def parse_args():
@@ -152,21 +179,22 @@ def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, 
     """
     device = pixel_stats.device
     network.train()
-    losses, sizes = [], []
-    epoch = loader.sampler.epoch
-    for images, targets in tqdm(loader, f"epoch {epoch}", unit="batch", leave=False, disable=None):
+    losses = []
+    epoch, sizes = loader.batch_sampler.epoch, loader.batch_sampler.sizes
+    bar = tqdm(loader, f"epoch {epoch}", unit="batch", leave=False, disable=progress_off())
+    for (images, targets), size in zip(bar, sizes):
         images = normalize(images.to(device, non_blocking=True), *pixel_stats)
         targets = targets.to(device, non_blocking=True)
         with autocast(device, precision):
             logits = network(images)
-        loss = criterion(logits.float(), targets)
+        loss = criterion(whole_batch(logits.float(), size), whole_batch(targets, size))
         optimizer.zero_grad()
-        scaler.scale(loss).backward()
+        # Each process adds its images' part of the gradient, and the mean of the parts is taken.
+        scaler.scale(loss * world_size()).backward()
         scaler.step(optimizer)
         scaler.update()
         # Left on the device: reading a loss in every step would make the CPU wait for the GPU.
         losses.append(loss.detach())
-        sizes.append(len(images))
     losses = torch.stack(losses).double().cpu()
     if not losses.isfinite().all():
         step = int((~losses.isfinite()).nonzero()[0]) + 1
@@ -185,7 +213,8 @@ def evaluate(network, loader, criterion, pixel_stats, precision):
         with autocast(device, precision):
             logits.append(network(images).float())
         targets.append(batch_targets)
-    logits, targets = torch.cat(logits).cpu(), torch.cat(targets)
+    logits = [batch.cpu() for batch in logits]
+    logits, targets = torch.cat(in_order(logits)), torch.cat(in_order(targets))
     loss = float(criterion(logits, targets))
     predictions = logits.argmax(dim=1).numpy()
     return {"loss": loss, **classification_scores(targets.numpy(), predictions, logits.shape[1])}
@@ -233,10 +262,41 @@ def print_epoch(row, classes, speed, seconds):
     )
 
 
+def best_f1(log):
+    """The best valid macro-F1 of the epochs in log; below every F1 when there are none."""
+    return max((row["macro_f1"] for row in log), default=-1.0)
+
+
+def save_epoch(folder, args, network, log, resumable):
+    """Write an epoch's log.csv and last.pth, and best.pth if its macro-F1 is the best so far.
+
+    resumable: what last.pth holds more than best.pth, {name: plain types and tensors}.
+    """
+    if not GO_ON:  # until last.pth is there
+        GO_ON[:] = ["--overwrite"]
+    write_csv(folder / "log.csv", pd.DataFrame(log))
+    f1 = log[-1]["macro_f1"]
+    checkpoint = {
+        **describe(args),
+        "epoch": log[-1]["epoch"],
+        "valid_f1": f1,
+        "network": network.state_dict(),
+    }
+    if f1 > best_f1(log[:-1]):
+        save_checkpoint(folder / "best.pth", checkpoint)
+    save_checkpoint(folder / "last.pth", {**checkpoint, "log": log, **resumable})
+    GO_ON[:] = ["--resume"]
+
+
 def main():
     args = parse_args()
-    device = pick_device(args.device)
+    device = join_processes(args.device)
     precision = pick_precision(args.precision, device)
+    choose_kernels(args.deterministic)
+    if args.batch_size % world_size():
+        raise InputError(
+            f"--batch-size {args.batch_size}: no multiple of the {world_size()} processes"
+        )
     classes = config.HEADS[args.target]["classes"]
     images = list_train_images(args.data_dir)
     images["fold"] = assign_folds(images, args.fold_seed)
@@ -247,69 +307,57 @@ def main():
     torch.manual_seed(args.seed)
     start_from = (None, False) if last else (args.weights, not args.no_pretrained)
     network = build_network(args.model, len(classes), args.resize, *start_from).to(device)
+    if args.compile:
+        compile_network(network, device)
     train_loader, valid_loader, data = load_fold(images, args, device)
 
     pixel_stats = torch.tensor(normalization(args.model), device=device)
     criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing)
-    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    torch.backends.cudnn.benchmark = True
-
-    log, best_f1 = [], -1.0
+    log = []
     if last:
         if last["data"] != data:
             raise InputError(
                 f"{args.data_dir}: other photos or labels than {folder} was trained on; "
                 "start over with --overwrite or in another --output-dir"
             )
-        log, best_f1 = restore(last, network, optimizer, scaler)
+        log = restore(last, network, optimizer, scaler)
         GO_ON[:] = ["--resume"]
-    else:
+    elif is_first():
         clear_folder(folder)
-    write_json(folder / "config.json", vars(args))
+    if is_first():
+        write_json(folder / "config.json", vars(args))
+    network_of_all = as_one(network, device) if world_size() > 1 else network
     print(
         f"{args.target}, fold {args.fold}: {len(train_loader.dataset)} train and "
         f"{len(valid_loader.dataset)} valid photos; {args.model} at {args.resize} px "
-        f"on {device} in {precision_name(precision)} -> {folder}"
+        f"on {world_size()} x {device.type} in {precision_name(precision)} -> {folder}"
     )
     print_header(classes)
     for epoch in range(len(log) + 1, args.epochs + 1):
         start = time.perf_counter()
         # Seeded by epoch: what dropout draws depends on nothing before, on no --resume either.
         torch.manual_seed(int(np.random.SeedSequence([args.seed, epoch]).generate_state(1)[0]))
-        train_loader.sampler.epoch = epoch
+        train_loader.batch_sampler.epoch = epoch
         train_loss = train_one_epoch(
-            network, train_loader, criterion, optimizer, scaler, pixel_stats, precision
+            network_of_all, train_loader, criterion, optimizer, scaler, pixel_stats, precision
         )
         speed = len(train_loader.dataset) / (time.perf_counter() - start)
         scores = evaluate(network, valid_loader, criterion, pixel_stats, precision)
         if not math.isfinite(scores["loss"]):
             raise not_finite("valid loss", f"epoch {epoch}", optimizer)
         log.append(log_row(epoch, train_loss, scores, classes))
-        if not GO_ON:  # until last.pth is there
-            GO_ON[:] = ["--overwrite"]
-        write_csv(folder / "log.csv", pd.DataFrame(log))
-        checkpoint = {
-            **describe(args),
-            "epoch": epoch,
-            "valid_f1": scores["macro_f1"],
-            "network": network.state_dict(),
-        }
-        if scores["macro_f1"] > best_f1:
-            best_f1 = scores["macro_f1"]
-            save_checkpoint(folder / "best.pth", checkpoint)
-        checkpoint |= {
-            "best_f1": best_f1,
-            "log": log,
-            "arguments": arguments,
-            "data": data,
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-        }
-        save_checkpoint(folder / "last.pth", checkpoint)
-        GO_ON[:] = ["--resume"]
+        if is_first():
+            resumable = {
+                "arguments": arguments,
+                "data": data,
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+            }
+            save_epoch(folder, args, network, log, resumable)
         print_epoch(log[-1], classes, speed, time.perf_counter() - start)
-    print(f"best valid macro-F1 {best_f1:.4f}: {folder / 'best.pth'}")
+    print(f"best valid macro-F1 {best_f1(log):.4f}: {folder / 'best.pth'}")
 
 
 if __name__ == "__main__":

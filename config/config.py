@@ -32,6 +32,7 @@ MODEL = "efficientnet-b3"
 RESIZE = 224
 
 # training
+LOSSES = ("cross_entropy", "focal", "label_smoothing", "f1", "ce_f1")
 BATCH_SIZE = 64
 SEED = 777
 FOCAL_GAMMA = 2.0
@@ -71,5 +72,9 @@ AGE_VIEWS = 0  # the original's test-time mode for age used 7
 # machine
 DEVICE = "auto"
 PRECISION = "auto"
+BACKEND = "auto"
+BACKENDS = ("auto", "torch", "onnx")
+CACHE = None  # gigabytes; None: as much as the images take, up to half of the free memory
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-NUM_WORKERS = min(4, CORES)
+# torchrun says how many processes share this machine's cores.
+NUM_WORKERS = max(1, min(4, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

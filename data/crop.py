@@ -12,6 +12,32 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from config import config
+from utils.cli import (
+    ArgumentParser,
+    InputError,
+    add_crop_arguments,
+    add_data_arguments,
+    add_machine_arguments,
+    answer_early,
+    run,
+)
+
+
+def get_args_parser():
+    parser = ArgumentParser("python -m data.crop", description="Crop the face out of every photo.")
+    add = parser.add_argument
+    add_data_arguments(add)
+    add("--split", choices=("train", "eval", "both"), default="both",
+        help="which photos (default: %(default)s)")  # fmt: skip
+    add_machine_arguments(add)
+    add_crop_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    answer_early(get_args_parser())  # the imports below take seconds
+
 import numpy as np
 import pandas as pd
 import torch
@@ -19,21 +45,20 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from config import config
 from data.detect import find_largest_faces
 from data.images import load_image, upright_size
 from data.labels import list_train_images, raise_problems, read_info
 from data.manifest import COLUMNS, fingerprint, read_crops, write_manifest, write_settings
-from utils.cli import (
-    ArgumentParser,
-    InputError,
-    add_data_arguments,
-    add_machine_arguments,
-    natural_int,
-    positive_int,
-    run,
+from utils.distributed import (
+    gathered,
+    is_first,
+    join_processes,
+    progress_off,
+    rank,
+    shared,
+    wait_for_all,
+    world_size,
 )
-from utils.device import pick_device
 from utils.files import atomic_write, make_folder, remove_leftovers
 
 CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
@@ -42,23 +67,6 @@ JPEG_QUALITY = 95
 # so that large photos take no more memory than small ones.
 PHOTO_PIXELS = 384 * 512
 SAVE_EVERY = 5  # seconds; the work that a killed run has to do again at most
-
-
-def add_crop_arguments(parser):
-    """Add the arguments that say how photos are cropped."""
-    add = parser.add_argument_group("face crops (sizes in pixels of the photo)").add_argument
-    # fmt: off
-    add("--min-face-size", type=positive_int, default=config.MIN_FACE_SIZE,
-        help="smallest face looked for (default: %(default)s)")
-    add("--margin-x", type=natural_int, default=config.MARGIN_X,
-        help="added left and right of the found box (default: %(default)s)")
-    add("--margin-y", type=natural_int, default=config.MARGIN_Y,
-        help="added above and below the found box (default: %(default)s)")
-    add("--center-size", type=positive_int, default=config.CENTER_SIZE,
-        help="side of the central crop where no face is found (default: %(default)s)")
-    add("--crop-batch-size", type=positive_int, default=config.CROP_BATCH_SIZE,
-        help="photos of 384 x 512 the detector takes at once (default: 4 on a CPU, 32 on a GPU)")
-    # fmt: on
 
 
 def crop_settings(args):
@@ -144,7 +152,13 @@ def equal_size_batches(sizes, batch_size):
 
 @contextlib.contextmanager
 def crop_lock(folder):
-    """Wait until no other command crops into folder, and keep others waiting."""
+    """Wait until no other command crops into folder, and keep others waiting.
+
+    The first process of a command does so for all of them.
+    """
+    if not is_first():
+        yield
+        return
     lock = FileLock(folder.parent / "crops.lock")
     try:
         lock.acquire(timeout=0)
@@ -165,29 +179,36 @@ def crop_images(source, folder, files, settings, device, args):
     photos that can't be read: {file: why}. Raises InputError for a folder that can't be written.
     """
     prints = {file: fingerprint(source / file) for file in files}
-    done, missing = read_crops(folder, settings, prints)
+    done, missing = shared(read_crops(folder, settings, prints))
     bad = {}
     if missing:
         make_folder(folder, "give another one with --crop-dir")
         with crop_lock(folder):
             # Once more: perhaps another command has cropped them while this one waited.
-            done, missing = read_crops(folder, settings, prints)
-            remove_leftovers(folder, "**/.*")
-            remove_leftovers(folder.parent, ".crops.*")
-            # First the shorter manifest, then the settings: a crop of old ones never counts as new.
-            write_manifest(folder, files, done)
-            write_settings(folder, settings)
+            done, missing = shared(read_crops(folder, settings, prints))
+            if is_first():
+                remove_leftovers(folder, "**/.*")
+                remove_leftovers(folder.parent, ".crops.*")
+                # First the shorter manifest, then the settings: a crop of old ones never counts as
+                # new.
+                write_manifest(folder, files, done)
+                write_settings(folder, settings)
+            wait_for_all()
             try:
                 saved = time.monotonic()
                 for file, method, box, prob in crop_each(
                     source, folder, missing, settings, device, args, bad
                 ):
                     done[file] = dict(zip(COLUMNS, (file, method, *box, prob, *prints[file])))
-                    if time.monotonic() - saved > SAVE_EVERY:
+                    if is_first() and time.monotonic() - saved > SAVE_EVERY:
                         write_manifest(folder, files, done)
                         saved = time.monotonic()
+                for its_done, its_bad in gathered((done, bad)):
+                    done |= its_done
+                    bad |= its_bad
             finally:  # an error, or Ctrl-C, loses no crop that is finished
-                write_manifest(folder, files, done)
+                if is_first():
+                    write_manifest(folder, files, done)
     table = pd.DataFrame([done[file] for file in files], columns=COLUMNS)
     return table, len(missing) - len(bad), bad
 
@@ -195,7 +216,8 @@ def crop_images(source, folder, files, settings, device, args):
 def crop_each(source, folder, files, settings, device, args, bad):
     """Crop source/<file> to folder/<file>; yields (file, method, box, prob) once each is on disk.
 
-    Photos that can't be read come last, as method "bad", and go into the dict bad: {file: why}.
+    Each process takes every world-th batch, so that the batches are those of one process. Photos
+    that can't be read come last, as method "bad", and go into the dict bad: {file: why}.
     """
 
     def read(function, file):
@@ -229,8 +251,10 @@ def crop_each(source, folder, files, settings, device, args, bad):
         batches = equal_size_batches(
             promised.values(), args.crop_batch_size or config.CROP_BATCH_SIZES[device.type]
         )
-        batches = ([readable[index] for index in batch] for batch in batches)
-        with tqdm(total=len(files), desc="crop", unit="images", disable=None) as progress:
+        batches = [[readable[index] for index in batch] for batch in batches]
+        batches = batches[rank() :: world_size()]
+        count = sum(map(len, batches))
+        with tqdm(total=count, desc="crop", unit="images", disable=progress_off()) as progress:
             for rows in pool.map(crop_batch, batches):
                 yield from rows
                 progress.update(len(rows))
@@ -279,22 +303,11 @@ def print_summary(split, manifest, shots):
         print(f"  bad photos, in no crop: {bad.sum()}, first {manifest['file'][bad].iloc[0]}")
 
 
-def get_args_parser():
-    parser = ArgumentParser("python -m data.crop", description="Crop the face out of every photo.")
-    add = parser.add_argument
-    add_data_arguments(add)
-    add("--split", choices=("train", "eval", "both"), default="both",
-        help="which photos (default: %(default)s)")  # fmt: skip
-    add_machine_arguments(add)
-    add_crop_arguments(parser)
-    return parser
-
-
 def main():
     args = get_args_parser().parse_args()
     # Photos of many sizes make many convolutions, of which oneDNN would keep 1024 ready.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    device = pick_device(args.device)
+    device = join_processes(args.device)
     settings = crop_settings(args)
     # Both lists before any work: what is wrong with them shows at once.
     sets = []

@@ -8,10 +8,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import apply_transform, build_transform
+from data.cache import ImageCache, free_memory
 from data.crop import crop_folder, crop_sets, crop_settings
 from data.images import load_image
 from data.labels import head_labels
 from utils.cli import InputError
+from utils.distributed import rank, world_size
 
 
 class FaceDataset(Dataset):
@@ -19,22 +21,21 @@ class FaceDataset(Dataset):
 
     files: paths of crops; labels: int64 (N,); transforms: from build_transform, one a size.
     An item's key is (epoch, index); its pixels depend on these, seed and the transform's place
-    in the list alone, so that a transform listed twice gives two views.
+    in the list alone, so that a transform listed twice gives two views. cache: an ImageCache of
+    its images at the one size of the transforms, or None.
     Items: one uint8 RGB tensor (resize, resize, 3) per transform, then the label.
     """
 
-    def __init__(self, files, labels, transforms, seed=0):
+    def __init__(self, files, labels, transforms, seed=0, cache=None):
         self.files, self.labels, self.transforms, self.seed = files, labels, transforms, seed
+        self.cache = cache
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, key):
         epoch, index = key
-        try:
-            image = load_image(self.files[index])
-        except InputError as error:
-            raise InputError(f"{error}; delete this crop and it is made anew") from error
+        image = self.load(index)
         images = (
             # Places count from 1: numpy takes [1, 2] and [1, 2, 0] for one seed.
             torch.from_numpy(apply_transform(transform, image, [self.seed, epoch, index, place]))
@@ -42,24 +43,52 @@ class FaceDataset(Dataset):
         )
         return *images, self.labels[index]
 
+    def load(self, index):
+        """The crop at index, uint8 (H, W, 3): at its own size, or at the cache's if there is one.
 
-class EpochSampler(Sampler):
-    """Yields the keys (epoch, index) of a FaceDataset; set .epoch before each pass.
+        Raises InputError when it can't be read.
+        """
+        if self.cache and (image := self.cache.get(index)) is not None:
+            return image
+        try:
+            image = load_image(self.files[index])
+        except InputError as error:
+            raise InputError(f"{error}; delete this crop and it is made anew") from error
+        if self.cache:
+            image = self.cache.put(index, image)
+        return image
 
-    The epoch travels to the workers with each index, so that workers can live through all epochs.
+
+class EpochBatches(Sampler):
+    """Yields this process's part of each batch: lists of the keys (epoch, index) of a FaceDataset.
+
+    train: in an order shuffled anew in each epoch, each process taking every world-th image of
+    every batch. Otherwise in order, each process taking every world-th batch as a whole.
+    Set .epoch before each pass: it travels to the workers with each key, so that they can live
+    through all epochs. sizes: the images in each batch, of all processes together.
     """
 
-    def __init__(self, size, shuffle, seed):
-        self.size, self.shuffle, self.seed, self.epoch = size, shuffle, seed, 0
+    def __init__(self, count, batch_size, train, seed):
+        self.count, self.train, self.seed, self.epoch = count, train, seed, 0
+        self.rank, self.world = rank(), world_size()
+        self.sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
+        if train and len(self.sizes) > 1 and self.sizes[-1] < self.world:
+            self.sizes[-2:] = [sum(self.sizes[-2:])]  # no process goes without an image
 
     def __len__(self):
-        return self.size
+        return len(self.sizes if self.train else self.sizes[self.rank :: self.world])
 
     def __iter__(self):
-        order = range(self.size)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        return ((self.epoch, int(index)) for index in order)
+        order = np.arange(self.count)
+        if self.train:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        batches = np.split(order, np.cumsum(self.sizes)[:-1])
+        if self.train:
+            batches = (batch[self.rank :: self.world] for batch in batches)
+        else:
+            batches = batches[self.rank :: self.world]
+        for batch in batches:
+            yield [(self.epoch, index) for index in batch.tolist()]
 
 
 def leave_ctrl_c_to_the_parent(worker):
@@ -67,12 +96,11 @@ def leave_ctrl_c_to_the_parent(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def build_loader(dataset, batch_size, num_workers, device, shuffle=False):
-    """A DataLoader over dataset whose sampler, at loader.sampler, is an EpochSampler."""
+def build_loader(dataset, batch_size, num_workers, device, train=False):
+    """A DataLoader over dataset whose batch sampler, at .batch_sampler, is an EpochBatches."""
     return DataLoader(
         dataset,
-        batch_size,
-        sampler=EpochSampler(len(dataset), shuffle, dataset.seed),
+        batch_sampler=EpochBatches(len(dataset), batch_size, train, dataset.seed),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         worker_init_fn=leave_ctrl_c_to_the_parent,
@@ -97,21 +125,31 @@ def load_fold(images, args, device):
     images = images[(manifest["method"] != "bad").to_numpy()]  # all, but with --skip-bad
     folder = crop_folder(args.data_dir, args.crop_dir, "train")
 
-    def loader(rows, labels, augment, shuffle):
+    # With one epoch to go, no image is read twice.
+    gigabytes = 0 if args.epochs == 1 else args.cache
+    memory = free_memory() if gigabytes is None else int(gigabytes * 1e9)
+
+    def loader(rows, labels, augment, train=False):
+        nonlocal memory
+        cache = ImageCache(len(rows), args.resize, memory)
+        memory -= cache.nbytes
         dataset = FaceDataset(
             [folder / file for file in rows["file"]],
             labels,
             [build_transform(args.resize, augment)],
             args.seed,
+            cache,
         )
-        return build_loader(dataset, args.batch_size, args.num_workers, device, shuffle)
+        return build_loader(dataset, args.batch_size, args.num_workers, device, train)
 
     train, valid = images[images["fold"] != args.fold], images[images["fold"] == args.fold]
     if train.empty or valid.empty:
         raise InputError(f"{args.data_dir}: no readable photos are left to train or validate on")
+    if len(train) < world_size():
+        raise InputError(f"{args.data_dir}: fewer photos to train on than processes")
     train_labels = head_labels(train, args.target, args.age_border)
     return (
-        loader(train, train_labels, args.augment, shuffle=True),
-        loader(valid, head_labels(valid, args.target), "none", shuffle=False),
+        loader(train, train_labels, args.augment, train=True),
+        loader(valid, head_labels(valid, args.target), "none"),
         hashlib.sha256(images.to_csv(index=False, lineterminator="\n").encode()).hexdigest(),
     )

@@ -3,10 +3,21 @@
 import torch
 from efficientnet_lite_pytorch import EfficientNet as EfficientNetLite
 from efficientnet_pytorch import EfficientNet
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config.config import NETWORKS
 from utils.checkpoint import read_tensors
 from utils.cli import InputError
+
+# Each convolution with the batch norm behind it, by their names in both packages.
+NORMED = (
+    ("_conv_stem", "_bn0"),
+    ("_expand_conv", "_bn0"),
+    ("_depthwise_conv", "_bn1"),
+    ("_project_conv", "_bn2"),
+    ("_conv_head", "_bn1"),
+)
 
 
 def normalization(name):
@@ -14,6 +25,31 @@ def normalization(name):
     if "lite" in name:
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def normalize(images, mean, std):
+    """uint8 (N, H, W, 3) in 0..255 -> float32 (N, 3, H, W), channels_last: what albumentations'
+    Normalize does, but on the device, to where the bytes travel four times faster.
+
+    mean, std: float32 tensors (3,) on the 0..1 scale and on the device of images.
+    """
+    return images.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+class FromPixels(nn.Module):
+    """A network with the normalisation before it: uint8 (N, H, W, 3) -> logits (N, classes).
+
+    mean, std: three floats each, as of normalization.
+    """
+
+    def __init__(self, network, mean, std):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, images):
+        return self.network(normalize(images, self.mean, self.std))
 
 
 def build_network(name, num_classes, resize, weights=None, pretrained=False):
@@ -54,7 +90,36 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False):
     if not lite:
         # The memory-efficient swish computes its sigmoid twice; this one is faster everywhere.
         network.set_swish(memory_efficient=False)
+    pad_in_convolutions(network)
     return network.to(memory_format=torch.channels_last)
+
+
+def pad_in_convolutions(network):
+    """Let convolutions pad by themselves where the package pads with a copy before them.
+
+    TensorFlow's padding is as wide on the left as on the right but for some of stride 2.
+    """
+    for module in network.modules():
+        padding = getattr(module, "static_padding", None)
+        if isinstance(padding, nn.ZeroPad2d):
+            left, right, top, bottom = padding.padding
+            if (left, top) == (right, bottom):
+                module.padding, module.static_padding = (top, left), nn.Identity()
+
+
+def fold_batch_norm(network):
+    """Compute each batch norm in the convolution before it, which makes it a third faster.
+
+    network: from build_network; it is changed, and predicts only from now on.
+    """
+    network.eval()
+    for block in list(network.modules()):
+        for convolution, norm in NORMED:
+            if hasattr(block, convolution) and hasattr(block, norm):
+                folded = fuse_conv_bn_eval(getattr(block, convolution), getattr(block, norm))
+                setattr(block, convolution, folded)
+                setattr(block, norm, nn.Identity())
+    return network
 
 
 def load_weights(network, name, path):

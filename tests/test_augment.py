@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from config.config import AUGMENTATIONS
-from data.augment import apply_transform, augmentations, build_transform, normalize
+from data.augment import apply_transform, augmentations, build_transform
 from data.dataset import FaceDataset, build_loader
+from models.network import normalize
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,7 @@ def photos(tmp_path, photo):
 def batches(paths, num_workers, epoch, augment="age", shuffle=False, seed=777):
     dataset = FaceDataset(paths, np.arange(len(paths)), [build_transform(32, augment)], seed)
     loader = build_loader(dataset, 4, num_workers, CPU, shuffle)
-    loader.sampler.epoch = epoch
+    loader.batch_sampler.epoch = epoch
     images, labels = zip(*loader)
     return torch.cat(images), torch.cat(labels)
 
@@ -62,9 +63,9 @@ def test_a_transform_listed_twice_gives_two_views(photos):
 
 def test_one_loader_gives_new_pixels_and_order_each_epoch(photos):
     dataset = FaceDataset(photos, np.arange(12), [build_transform(32, "age")], 777)
-    loader = build_loader(dataset, 12, 1, CPU, shuffle=True)
+    loader = build_loader(dataset, 12, 1, CPU, train=True)
     epochs = []
-    for loader.sampler.epoch in (1, 2, 1):
+    for loader.batch_sampler.epoch in (1, 2, 1):
         epochs.extend(loader)
     assert not torch.equal(epochs[0][1], epochs[1][1])
     assert not torch.equal(epochs[0][0], epochs[1][0])

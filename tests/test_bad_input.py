@@ -39,7 +39,7 @@ def files(folder):
     return {
         path: path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
-        if path.name not in ("crops.csv", "crops.json", "crops.lock")
+        if path.name not in ("crops.csv", "crops.json", "crops.lock") and path.suffix != ".onnx"
     }
 
 

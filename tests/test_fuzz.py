@@ -199,8 +199,8 @@ def test_mutated_checkpoints(run_of_one_epoch, tmp_path, name, turn):
     whole = path.read_bytes()
     checkpoint = load_checkpoint(path)
     del checkpoint["path"]
-    network = test.load_network(load_checkpoint(path), torch.device("cpu"))
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-4)
+    network = test.load_network(load_checkpoint(path))
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-4, fused=True)
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -212,7 +212,7 @@ def test_mutated_checkpoints(run_of_one_epoch, tmp_path, name, turn):
             save_checkpoint(path, replaced(checkpoint, rng))
         try:
             if name == "best.pth":
-                test.load_network(load_checkpoint(path), torch.device("cpu"))
+                test.load_network(load_checkpoint(path))
             else:
                 last = load_last(path.parent, checkpoint["arguments"], 1)
                 restore(last, network, optimizer, scaler)

@@ -10,9 +10,10 @@ from sklearn.metrics import f1_score
 
 import test
 from conftest import assert_refused, run, run_ok, spawn
-from data.augment import apply_transform, build_transform, normalize
+from data.augment import apply_transform, build_transform
 from data.images import load_image
 from data.labels import merge_labels
+from models.network import normalize
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 PROBABILITIES = [
@@ -77,7 +78,7 @@ def test_each_head_sees_images_as_its_own_network_needs_them(runs_dir, sample_di
     table = pd.read_csv(tmp_path / "probabilities.csv").set_index("ImageID")
     for name, columns in (("mask_fold0", PROBABILITIES[:3]), ("gender_fold1", PROBABILITIES[3:5])):
         checkpoint = load_checkpoint(runs_dir / name / "best.pth")
-        network = test.load_network(checkpoint, torch.device("cpu"))
+        network = test.load_network(checkpoint)
         stats = torch.tensor([checkpoint["mean"], checkpoint["std"]])
         for image in (table.index[0], table.index[-1]):
             face = load_image(sample_dir / "eval/new_images" / image)

@@ -15,10 +15,11 @@ import test
 import train
 from config import config
 from conftest import SMALL, assert_refused, run, run_ok, spawn
-from data.augment import apply_transform, build_transform, normalize
+from data.augment import apply_transform, build_transform
 from data.dataset import load_fold
 from data.images import load_image
 from data.labels import assign_folds, head_labels, list_train_images
+from models.network import normalize
 from utils.checkpoint import load_checkpoint
 
 
@@ -38,7 +39,7 @@ def train_small(data_dir, output, *arguments):
 
 def test_a_run_leaves_its_files(runs_dir, sample_dir):
     folder = runs_dir / "gender_fold1"
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.iterdir() if path.suffix != ".onnx"} == {
         "best.pth", "last.pth", "config.json", "log.csv",
     }  # fmt: skip
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -114,7 +115,7 @@ def test_best_is_the_best_epoch_and_last_the_last(sample_dir, tmp_path, monkeypa
     assert done.returncode == 0, done.stderr
     best, last = (load_checkpoint(tmp_path / f"mask_fold0/{name}.pth") for name in ("best", "last"))
     assert (best["epoch"], best["valid_f1"]) == (2, 0.9)
-    assert (last["epoch"], last["valid_f1"], last["best_f1"]) == (3, 0.7, 0.9)
+    assert (last["epoch"], last["valid_f1"]) == (3, 0.7)
 
 
 def trained(sample_dir, output, *arguments):
@@ -177,7 +178,7 @@ def test_valid_scores_use_unseen_people_and_the_official_border(runs_dir, sample
     checkpoint = load_checkpoint(runs_dir / "age_fold3/best.pth")
     images = list_train_images(sample_dir)
     valid = images[assign_folds(images, config.FOLD_SEED) == 3]
-    network = test.load_network(checkpoint, torch.device("cpu"))
+    network = test.load_network(checkpoint)
     predictions = []
     for file in valid["file"]:
         face = load_image(sample_dir / "train/new_img" / file)
@@ -200,6 +201,7 @@ def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
         data_dir=sample_dir, crop_dir=None, target="age", fold=0, fold_seed=777, age_border=31,
         resize=64, augment="none", seed=1, batch_size=8, num_workers=0, crop_batch_size=8,
         min_face_size=20, margin_x=20, margin_y=30, center_size=300, skip_bad=False,
+        epochs=2, cache=None,
     )  # fmt: skip
     train_loader, valid_loader, _ = load_fold(images, args, torch.device("cpu"))
     folds = images["fold"]

@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import shlex
+import signal
 import sys
 
 from config import config
@@ -38,12 +39,29 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
+def answer_early(parser):
+    """Answer --help and wrong arguments, and be stopped by Ctrl-C without a traceback, already
+    before a script's slow imports: to be called between the quick ones and these.
+    """
+    parser.parse_args()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in nohup
+        signal.signal(signal.SIGINT, leave_imports)
+
+
+def leave_imports(number, frame):
+    """A signal handler. Not by an exception, which a module that is being imported may catch."""
+    print(f"interrupted; to go on: {command_to_go_on(())}", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
 def run(main, go_on=()):
     """Call main(); an InputError or a fault of the machine becomes one line on stderr and exit
     status 2, Ctrl-C a line and 130.
 
     go_on: a list that main fills with the arguments that make the command go on, once it could.
     """
+    if signal.getsignal(signal.SIGINT) is leave_imports:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
         sys.stdout.flush()
@@ -134,7 +152,34 @@ def add_machine_arguments(add):
     # fmt: on
 
 
-def add_precision_argument(add):
-    """Add --precision with add, an add_argument method."""
+def add_precision_arguments(add):
+    """Add --precision and --deterministic with add, an add_argument method."""
+    # fmt: off
     add("--precision", choices=("auto", "fp32", "fp16", "bf16"), default=config.PRECISION,
-        help="auto is the GPU's fast one, and fp32 on a CPU (default: %(default)s)")  # fmt: skip
+        help="auto is the GPU's fast one, and fp32 on a CPU (default: %(default)s)")
+    add("--deterministic", action="store_true",
+        help="the same bits in every run on a GPU, too (default: its fastest kernels)")
+    # fmt: on
+
+
+def add_crop_batch_size(add):
+    """Add --crop-batch-size with add, an add_argument method."""
+    add("--crop-batch-size", type=positive_int, default=config.CROP_BATCH_SIZE,
+        help="photos of 384 x 512 the detector takes at once (default: 4 on a CPU, 32 on a GPU)"
+    )  # fmt: skip
+
+
+def add_crop_arguments(parser):
+    """Add the arguments that say how photos are cropped."""
+    add = parser.add_argument_group("face crops (sizes in pixels of the photo)").add_argument
+    # fmt: off
+    add("--min-face-size", type=positive_int, default=config.MIN_FACE_SIZE,
+        help="smallest face looked for (default: %(default)s)")
+    add("--margin-x", type=natural_int, default=config.MARGIN_X,
+        help="added left and right of the found box (default: %(default)s)")
+    add("--margin-y", type=natural_int, default=config.MARGIN_Y,
+        help="added above and below the found box (default: %(default)s)")
+    add("--center-size", type=positive_int, default=config.CENTER_SIZE,
+        help="side of the central crop where no face is found (default: %(default)s)")
+    add_crop_batch_size(add)
+    # fmt: on

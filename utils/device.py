@@ -1,5 +1,7 @@
 """Which device to compute on, and in which precision."""
 
+import os
+
 import torch
 
 from utils.cli import InputError
@@ -48,6 +50,33 @@ def pick_precision(name, device):
         return torch.float32
     major, _ = torch.cuda.get_device_capability(device)
     return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+
+
+def choose_kernels(deterministic):
+    """Let cuDNN try which of its kernels is fastest, or allow only those that always give the same
+    bits. On a CPU both are the same.
+    """
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def compile_network(network, device):
+    """Let torch.compile build the network's kernels when it is first called; its name for
+    everything else stays.
+
+    Raises InputError when there is no compiler for device.
+    """
+    try:
+        torch.compile(torch.cos)(torch.ones(2, device=device))  # a second, not minutes
+    except RuntimeError as error:
+        needed = "a C++ compiler (g++)" if device.type == "cpu" else "Triton and a C compiler"
+        raise InputError(
+            f"--compile: torch.compile needs {needed}, and fails here "
+            f"({str(error).strip().splitlines()[0]}); install it or leave --compile out"
+        ) from error
+    network.compile()
 
 
 def precision_name(precision):

@@ -9,13 +9,12 @@ from utils.files import make_folder, remove_leftovers
 
 RUN_FILES = ("best.pth", "last.pth", "log.csv")
 # All other arguments decide what a run ends with, so that --resume must find them unchanged.
-FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "crop_batch_size", "device", "num_workers",
-                  "epochs", "overwrite", "resume", "skip_bad"}  # fmt: skip
+FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "cache", "crop_batch_size", "device",
+                  "num_workers", "epochs", "overwrite", "resume", "skip_bad"}  # fmt: skip
 
 PLAIN = (str, int, float, type(None))
 # What last.pth holds more than best.pth.
-ADDED = {"arguments": dict, "data": str, "log": list, "best_f1": float, "optimizer": dict,
-         "scaler": dict}  # fmt: skip
+ADDED = {"arguments": dict, "data": str, "log": list, "optimizer": dict, "scaler": dict}
 
 
 def prepare_folder(args):
@@ -73,6 +72,7 @@ def load_last(folder, arguments, epochs):
     if (
         odd
         or not all(isinstance(row, dict) for row in last["log"])
+        or not all(isinstance(row.get("macro_f1"), float) for row in last["log"])
         or not all(isinstance(value, PLAIN) for value in last["arguments"].values())
     ):
         raise InputError(f"{folder / 'last.pth'}: not a last.pth; start over with --overwrite")
@@ -90,7 +90,7 @@ def load_last(folder, arguments, epochs):
 
 
 def restore(last, network, optimizer, scaler):
-    """Put network, optimizer and scaler where last left them; returns its log and best F1.
+    """Put network, optimizer and scaler where last left them; returns its log.
 
     Raises InputError when last holds something else than their states.
     """
@@ -110,4 +110,4 @@ def restore(last, network, optimizer, scaler):
         raise InputError(
             f"{last['path']}: no usable state of the optimizer; start over with --overwrite"
         ) from error
-    return last["log"], last["best_f1"]
+    return last["log"]
