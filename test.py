@@ -147,46 +147,35 @@ def views_of(checkpoint, age_views):
 
 
 @torch.inference_mode()
-def predict(checkpoints, files, args, device, precision, backend):
+def predict(checkpoints, predictors, files, args, device, precision):
     """Softmax of each head for each image, averaged over the head's folds and views.
 
-    checkpoints: {target: [checkpoint]}; files: paths of N crops.
-    Returns {target: float64 (N, classes)}, each row summing to 1. An image is read once for all
-    networks, and resized once for all that share a size.
+    checkpoints: {target: [checkpoint]}; predictors: {target: [function from build_predictor]};
+    files: paths of N crops. Returns {target: float64 (N, classes)}, each row summing to 1. An image
+    is read once for all networks, and resized once for all that share a size.
     """
-    views = sorted(
-        {
-            view
-            for folds in checkpoints.values()
-            for checkpoint in folds
-            for view in views_of(checkpoint, args.age_views)
-        }
-    )
+    wanted = {
+        target: [views_of(checkpoint, args.age_views) for checkpoint in folds]
+        for target, folds in checkpoints.items()
+    }
+    views = sorted({view for folds in wanted.values() for fold in folds for view in fold})
     transforms = [build_transform(resize, augment) for resize, augment, _ in views]
     dataset = FaceDataset(files, np.zeros(len(files), np.int64), transforms, seed=config.SEED)
     loader = build_loader(dataset, args.batch_size, args.num_workers, device)
-    members = {
-        target: [
-            (
-                build_predictor(checkpoint, device, backend),
-                [views.index(view) for view in views_of(checkpoint, args.age_views)],
-            )
-            for checkpoint in folds
-        ]
-        for target, folds in checkpoints.items()
-    }
     batches = {target: [] for target in checkpoints}
     with tqdm(total=len(files), desc="predict", unit="images", disable=progress_off()) as progress:
         for *images, _ in loader:
-            images = [view.to(device, non_blocking=True) for view in images]
-            for target, folds in members.items():
+            images = dict(zip(views, (view.to(device, non_blocking=True) for view in images)))
+            for target, folds in wanted.items():
                 with autocast(device, precision):
                     logits = [
-                        network(images[place]) for network, places in folds for place in places
+                        network(images[view])
+                        for network, fold in zip(predictors[target], folds)
+                        for view in fold
                     ]
                 # Left on the device: to fetch it now would make the CPU wait for the GPU.
                 batches[target].append(torch.stack(logits).double().softmax(dim=2).mean(dim=0))
-            progress.update(len(images[0]))
+            progress.update(len(images[views[0]]))
     return {
         target: torch.cat(in_order([batch.cpu() for batch in rows])).numpy()
         for target, rows in batches.items()
@@ -260,7 +249,11 @@ def main():
         raise InputError(f"{args.data_dir}: not one readable image in eval/images")
     folder = crop_folder(args.data_dir, args.crop_dir, "eval")
     crops = [folder / file for file in info["ImageID"][~bad]]
-    heads = predict(checkpoints, crops, args, device, precision, backend)
+    predictors = {
+        target: [build_predictor(checkpoint, device, backend) for checkpoint in folds]
+        for target, folds in checkpoints.items()
+    }
+    heads = predict(checkpoints, predictors, crops, args, device, precision)
 
     if not is_first():
         return
