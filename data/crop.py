@@ -9,7 +9,6 @@ import io
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from config import config
@@ -20,6 +19,7 @@ from utils.cli import (
     add_data_arguments,
     add_machine_arguments,
     answer_early,
+    leave_ctrl_c_to_the_parent,
     run,
 )
 
@@ -43,9 +43,10 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.detect import find_largest_faces
+from data.detect import find_largest_faces, widen
 from data.images import load_image, upright_size
 from data.labels import list_train_images, raise_problems, read_info
 from data.manifest import COLUMNS, fingerprint, read_crops, write_manifest, write_settings
@@ -103,7 +104,7 @@ def build_detector(device):
     """facenet_pytorch's MTCNN; its weights come with the package."""
     from facenet_pytorch import MTCNN
 
-    return MTCNN(device=device)
+    return widen(MTCNN(device=device))
 
 
 def find_boxes(detector, images, settings):
@@ -213,54 +214,78 @@ def crop_images(source, folder, files, settings, device, args):
     return table, len(missing) - len(bad), bad
 
 
+class PhotoBatches(Dataset):
+    """Batches of photos that are cropped as they are taken: item i is, of the files in batches[i],
+    ([(file, method, box, prob)], {file that can't be read: why}).
+
+    sizes: {file: (width, height)}, equal within a batch.
+    """
+
+    def __init__(self, source, folder, batches, sizes, settings, device):
+        self.source, self.folder, self.batches, self.sizes = source, folder, batches, sizes
+        self.settings, self.device, self.detector = settings, device, None
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, number):
+        if self.detector is None:  # here, for it to be the worker's own
+            self.detector = build_detector(self.device)
+        images, bad = {}, {}
+        for file in self.batches[number]:
+            image = try_to(load_image, self.source / file, file, bad)
+            if image is not None and image.shape[1::-1] != self.sizes[file]:
+                bad[file] = "changed while it was read"
+            elif image is not None:
+                images[file] = image
+        if not images:
+            return [], bad
+        results = find_boxes(self.detector, np.stack(list(images.values())), self.settings)
+        for (file, image), (_, box, _) in zip(images.items(), results):
+            save_crop(image, box, self.folder / file)
+        return [(file, *result) for file, result in zip(images, results)], bad
+
+
+def try_to(read, path, file, bad):
+    """read(path); where that is an InputError, None, and bad[file] says why."""
+    try:
+        return read(path)
+    except InputError as error:
+        bad[file] = str(error).removeprefix(f"{path}: ")
+        return None
+
+
 def crop_each(source, folder, files, settings, device, args, bad):
     """Crop source/<file> to folder/<file>; yields (file, method, box, prob) once each is on disk.
 
     Each process takes every world-th batch, so that the batches are those of one process. Photos
     that can't be read come last, as method "bad", and go into the dict bad: {file: why}.
     """
-
-    def read(function, file):
-        try:
-            return function(source / file)
-        except InputError as error:
-            bad[file] = str(error).removeprefix(f"{source / file}: ")
-            return None
-
-    def crop_batch(batch):
-        images = {file: read(load_image, file) for file in batch}
-        for file, image in images.items():
-            if image is not None and image.shape[1::-1] != promised[file]:
-                bad[file] = "changed while it was read"
-        images = {file: image for file, image in images.items() if file not in bad}
-        if not images:
-            return []
-        results = find_boxes(detector, np.stack(list(images.values())), settings)
-        for (file, image), (_, box, _) in zip(images.items(), results):
-            save_crop(image, box, folder / file)
-        return [(file, *result) for file, result in zip(images, results)]
-
-    detector = build_detector(device)
-    pool = ThreadPoolExecutor(max(1, args.num_workers))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the pool is the parallelism; threads below only get in the way
-    try:
-        sizes = list(pool.map(partial(read, upright_size), files))
-        promised = {file: size for file, size in zip(files, sizes) if file not in bad}
-        readable = list(promised)
-        batches = equal_size_batches(
-            promised.values(), args.crop_batch_size or config.CROP_BATCH_SIZES[device.type]
-        )
-        batches = [[readable[index] for index in batch] for batch in batches]
-        batches = batches[rank() :: world_size()]
-        count = sum(map(len, batches))
-        with tqdm(total=count, desc="crop", unit="images", disable=progress_off()) as progress:
-            for rows in pool.map(crop_batch, batches):
-                yield from rows
-                progress.update(len(rows))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(max(1, args.num_workers)) as pool:  # for disks that are far away
+        sizes = pool.map(lambda file: try_to(upright_size, source / file, file, bad), files)
+        sizes = {file: size for file, size in zip(files, sizes) if size is not None}
+    readable = list(sizes)
+    batch_size = args.crop_batch_size or config.CROP_BATCH_SIZES[device.type]
+    batches = [
+        [readable[index] for index in batch]
+        for batch in equal_size_batches(sizes.values(), batch_size)
+    ][rank() :: world_size()]
+    workers = min(args.num_workers, len(batches) - 1) if batches else 0
+    loader = DataLoader(
+        PhotoBatches(source, folder, batches, sizes, settings, device),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=leave_ctrl_c_to_the_parent,
+        generator=torch.Generator(),  # what a loader draws is not to change what a training draws
+        # A forked process can't use the GPU.
+        multiprocessing_context="spawn" if workers and device.type == "cuda" else None,
+    )
+    count = sum(map(len, batches))
+    with tqdm(total=count, desc="crop", unit="images", disable=progress_off()) as progress:
+        for rows, its_bad in loader:
+            bad |= its_bad
+            yield from rows
+            progress.update(len(rows))
     for file in bad:
         (folder / file).unlink(missing_ok=True)  # of a time when the photo was good
         yield file, "bad", (None,) * 4, np.nan

@@ -1,7 +1,6 @@
 """From labelled photos to batches: the door through which train.py and test.py read data."""
 
 import hashlib
-import signal
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from data.cache import ImageCache, free_memory
 from data.crop import crop_folder, crop_sets, crop_settings
 from data.images import load_image
 from data.labels import head_labels
-from utils.cli import InputError
+from utils.cli import InputError, leave_ctrl_c_to_the_parent
 from utils.distributed import rank, world_size
 
 
@@ -89,11 +88,6 @@ class EpochBatches(Sampler):
             batches = batches[self.rank :: self.world]
         for batch in batches:
             yield [(self.epoch, index) for index in batch.tolist()]
-
-
-def leave_ctrl_c_to_the_parent(worker):
-    """A worker_init_fn: else a worker may die of Ctrl-C first, and that looks like a fault."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def build_loader(dataset, batch_size, num_workers, device, train=False):

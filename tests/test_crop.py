@@ -53,7 +53,7 @@ def test_boxes_are_those_of_the_originals_detector(sample_dir):
     photos = sorted((sample_dir / "train/images").glob("*/*.jpg"))[:28]
     images = np.stack([*map(load_image, photos), np.full((512, 384, 3), 90, np.uint8)])
     original = MTCNN(keep_all=True)
-    found = detect(original, images, pyramid(512, 384, 20))
+    found = detect(original, images, pyramid(512, 384, 20), same_face=1)
     assert found[-1] is None
     for image, face in zip(images, found):
         boxes, probs = original.detect(Image.fromarray(image))
