@@ -4,6 +4,7 @@ python test.py
 """
 
 import glob
+import itertools
 import shlex
 from pathlib import Path
 
@@ -146,33 +147,33 @@ def views_of(checkpoint, age_views):
     return [plain, *((*augmented, number) for number in range(1, age_views + 1))]
 
 
-@torch.inference_mode()
-def predict(checkpoints, predictors, files, args, device, precision):
-    """Softmax of each head for each image, averaged over the head's folds and views.
+def load_views(checkpoints, files, args, device):
+    """The loader of all views that the checkpoints' networks look at, and the views it gives.
 
-    checkpoints: {target: [checkpoint]}; predictors: {target: [function from build_predictor]};
-    files: paths of N crops. Returns {target: float64 (N, classes)}, each row summing to 1. An image
-    is read once for all networks, and resized once for all that share a size.
+    An image is read once for all networks, and resized once for all that share a size.
     """
-    wanted = {
-        target: [views_of(checkpoint, args.age_views) for checkpoint in folds]
-        for target, folds in checkpoints.items()
-    }
-    views = sorted({view for folds in wanted.values() for fold in folds for view in fold})
+    wanted = (views_of(one, args.age_views) for folds in checkpoints.values() for one in folds)
+    views = sorted(set(itertools.chain(*wanted)))
     transforms = [build_transform(resize, augment) for resize, augment, _ in views]
     dataset = FaceDataset(files, np.zeros(len(files), np.int64), transforms, seed=config.SEED)
-    loader = build_loader(dataset, args.batch_size, args.num_workers, device)
-    batches = {target: [] for target in checkpoints}
-    with tqdm(total=len(files), desc="predict", unit="images", disable=progress_off()) as progress:
+    return build_loader(dataset, args.batch_size, args.num_workers, device), views
+
+
+@torch.inference_mode()
+def predict(members, loader, views, device, precision):
+    """Softmax of each head for each image, averaged over the head's folds and views.
+
+    members: {target: [(function from build_predictor, its views)]}; loader, views: from load_views.
+    Returns {target: float64 (N, classes)}, each row summing to 1.
+    """
+    batches = {target: [] for target in members}
+    total = len(loader.dataset)
+    with tqdm(total=total, desc="predict", unit="images", disable=progress_off()) as progress:
         for *images, _ in loader:
             images = dict(zip(views, (view.to(device, non_blocking=True) for view in images)))
-            for target, folds in wanted.items():
+            for target, folds in members.items():
                 with autocast(device, precision):
-                    logits = [
-                        network(images[view])
-                        for network, fold in zip(predictors[target], folds)
-                        for view in fold
-                    ]
+                    logits = [network(images[view]) for network, its in folds for view in its]
                 # Left on the device: to fetch it now would make the CPU wait for the GPU.
                 batches[target].append(torch.stack(logits).double().softmax(dim=2).mean(dim=0))
             progress.update(len(images[views[0]]))
@@ -249,11 +250,14 @@ def main():
         raise InputError(f"{args.data_dir}: not one readable image in eval/images")
     folder = crop_folder(args.data_dir, args.crop_dir, "eval")
     crops = [folder / file for file in info["ImageID"][~bad]]
-    predictors = {
-        target: [build_predictor(checkpoint, device, backend) for checkpoint in folds]
+    loader, views = load_views(checkpoints, crops, args, device)
+    members = {
+        target: [
+            (build_predictor(one, device, backend), views_of(one, args.age_views)) for one in folds
+        ]
         for target, folds in checkpoints.items()
     }
-    heads = predict(checkpoints, predictors, crops, args, device, precision)
+    heads = predict(members, loader, views, device, precision)
 
     if not is_first():
         return

@@ -31,7 +31,7 @@ from data.dataset import FaceDataset, build_loader
 from data.images import load_image
 from models.network import build_network, fold_batch_norm, normalization, normalize
 from models.onnx_runtime import missing_packages
-from test import build_predictor, load_network, predict
+from test import build_predictor, load_network, load_views, predict
 from train import train_one_epoch
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.device import autocast
@@ -231,12 +231,13 @@ def test_checkpoints(job):
 
 def test_this(job, backend):
     checkpoints = test_checkpoints(job)
-    predictors = {
-        target: [build_predictor(folds[0], job.device, backend)]
+    args = Namespace(batch_size=job.batch_size, num_workers=job.num_workers, age_views=0)
+    loader, views = load_views(checkpoints, job.files, args, job.device)
+    members = {
+        target: [(build_predictor(folds[0], job.device, backend), views)]
         for target, folds in checkpoints.items()
     }
-    args = Namespace(batch_size=job.batch_size, num_workers=job.num_workers, age_views=0)
-    return lambda: predict(checkpoints, predictors, job.files, args, job.device, job.precision)
+    return lambda: predict(members, loader, views, job.device, job.precision)
 
 
 def bare_passes(networks, images, job):
