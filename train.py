@@ -329,10 +329,11 @@ def main():
     if is_first():
         write_json(folder / "config.json", vars(args))
     network_of_all = as_one(network, device) if world_size() > 1 else network
+    where = device if world_size() == 1 else f"{world_size()} x {device.type}"
     print(
         f"{args.target}, fold {args.fold}: {len(train_loader.dataset)} train and "
         f"{len(valid_loader.dataset)} valid photos; {args.model} at {args.resize} px "
-        f"on {world_size()} x {device.type} in {precision_name(precision)} -> {folder}"
+        f"on {where} in {precision_name(precision)} -> {folder}"
     )
     print_header(classes)
     for epoch in range(len(log) + 1, args.epochs + 1):

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
 
+from config import config
 from loss import LOSSES, build_loss, ce_f1_loss, soft_f1_loss
 from models.focal_loss import focal_loss
 
@@ -52,6 +53,10 @@ def test_soft_f1_of_hard_predictions_is_scikit_learns():
         one_hot_logits = F.one_hot(predictions, 4).double() * 1e4
         expected = f1_score(targets, predictions, labels=range(4), average="macro", zero_division=0)
         assert 1 - float(soft_f1_loss(one_hot_logits, targets)) == pytest.approx(expected)
+
+
+def test_losses_are_those_that_the_command_line_offers():
+    assert tuple(LOSSES) == config.LOSSES
 
 
 def test_ce_f1_is_the_sum_of_both():

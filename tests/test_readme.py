@@ -8,6 +8,8 @@ import data.crop
 import data.sample
 import test
 import train
+import utils.benchmark
+import utils.scale
 from config import config
 from conftest import ROOT
 
@@ -18,8 +20,11 @@ PARSERS = {
     "test.py": test.get_args_parser,
     "-m data.crop": data.crop.get_args_parser,
     "-m data.sample": data.sample.get_args_parser,
+    "-m utils.benchmark": utils.benchmark.get_args_parser,
+    "-m utils.scale": utils.scale.get_args_parser,
 }
 COMMANDS = re.findall(r"python ((?:-m )?[\w.]+) ?([^\n;`#]*)", BLOCKS + README)
+COMMANDS += re.findall(r"torchrun [^\n`]*?((?:-m )?[\w.]*\.(?:py|crop)) ?([^\n;`#]*)", README)
 
 
 @pytest.mark.parametrize(("script", "arguments"), sorted(set(COMMANDS)))
