@@ -33,7 +33,7 @@ def normalize(images, mean, std):
 
     mean, std: float32 tensors (3,) on the 0..1 scale and on the device of images.
     """
-    return images.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+    return images.float().sub_(255 * mean).div_(255 * std).permute(0, 3, 1, 2)
 
 
 class FromPixels(nn.Module):
