@@ -167,16 +167,13 @@ def predict(members, loader, views, device, precision):
     Returns {target: float64 (N, classes)}, each row summing to 1.
     """
     batches = {target: [] for target in members}
-    total = len(loader.dataset)
-    with tqdm(total=total, desc="predict", unit="images", disable=progress_off()) as progress:
-        for *images, _ in loader:
-            images = dict(zip(views, (view.to(device, non_blocking=True) for view in images)))
-            for target, folds in members.items():
-                with autocast(device, precision):
-                    logits = [network(images[view]) for network, its in folds for view in its]
-                # Left on the device: to fetch it now would make the CPU wait for the GPU.
-                batches[target].append(torch.stack(logits).double().softmax(dim=2).mean(dim=0))
-            progress.update(len(images[views[0]]))
+    for *images, _ in tqdm(loader, "predict", unit="batch", disable=progress_off()):
+        images = dict(zip(views, (view.to(device, non_blocking=True) for view in images)))
+        for target, folds in members.items():
+            with autocast(device, precision):
+                logits = [network(images[view]) for network, its in folds for view in its]
+            # Left on the device: to fetch it now would make the CPU wait for the GPU.
+            batches[target].append(torch.stack(logits).double().softmax(dim=2).mean(dim=0))
     return {
         target: torch.cat(in_order([batch.cpu() for batch in rows])).numpy()
         for target, rows in batches.items()
@@ -217,7 +214,6 @@ def main():
     args = get_args_parser().parse_args()
     device = join_processes(args.device)
     precision = pick_precision(args.precision, device)
-    choose_kernels(args.deterministic)
     backend = pick_backend(args.backend, device, precision)
     # All that can be wrong, before any work.
     checkpoints = find_checkpoints(args.runs)
@@ -241,6 +237,12 @@ def main():
             raise InputError(f"--output {output}: would overwrite {path}, which is read here")
         remove_leftovers(output.parent, f".{glob.escape(path.name)}")
 
+    members = {
+        target: [
+            (build_predictor(one, device, backend), views_of(one, args.age_views)) for one in folds
+        ]
+        for target, folds in checkpoints.items()
+    }
     files = info["ImageID"].tolist()
     settings = checkpoints["mask"][0]["crop"]
     photos = ("eval", files, ["any shot"] * len(files))
@@ -250,13 +252,8 @@ def main():
         raise InputError(f"{args.data_dir}: not one readable image in eval/images")
     folder = crop_folder(args.data_dir, args.crop_dir, "eval")
     crops = [folder / file for file in info["ImageID"][~bad]]
+    choose_kernels(args.deterministic)
     loader, views = load_views(checkpoints, crops, args, device)
-    members = {
-        target: [
-            (build_predictor(one, device, backend), views_of(one, args.age_views)) for one in folds
-        ]
-        for target, folds in checkpoints.items()
-    }
     heads = predict(members, loader, views, device, precision)
 
     if not is_first():

@@ -16,6 +16,7 @@ from utils.cli import (
     add_precision_arguments,
     answer_early,
     fraction,
+    gigabytes,
     natural_float,
     positive_float,
     positive_int,
@@ -82,7 +83,7 @@ def get_args_parser():
     add("--compile", action="store_true",
         help="let torch.compile build the network's kernels: minutes at the start, faster steps; "
         "needs a compiler (default: PyTorch's own kernels)")
-    add("--cache", type=natural_float, default=config.CACHE, metavar="GB",
+    add("--cache", type=gigabytes, default=config.CACHE, metavar="GB",
         help="memory for decoded and resized images, 0 for none (default: what they take, up to "
         "half of what is free)")
     # fmt: on
@@ -113,6 +114,7 @@ from utils.device import (
     precision_name,
 )
 from utils.distributed import (
+    begin_step,
     in_order,
     is_first,
     join_processes,
@@ -183,11 +185,12 @@ def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, 
     epoch, sizes = loader.batch_sampler.epoch, loader.batch_sampler.sizes
     bar = tqdm(loader, f"epoch {epoch}", unit="batch", leave=False, disable=progress_off())
     for (images, targets), size in zip(bar, sizes):
+        begin_step(size)
         images = normalize(images.to(device, non_blocking=True), *pixel_stats)
         targets = targets.to(device, non_blocking=True)
         with autocast(device, precision):
             logits = network(images)
-        loss = criterion(whole_batch(logits.float(), size), whole_batch(targets, size))
+        loss = criterion(whole_batch(logits.float()), whole_batch(targets))
         optimizer.zero_grad()
         # Each process adds its images' part of the gradient, and the mean of the parts is taken.
         scaler.scale(loss * world_size()).backward()
@@ -292,11 +295,12 @@ def main():
     args = parse_args()
     device = join_processes(args.device)
     precision = pick_precision(args.precision, device)
-    choose_kernels(args.deterministic)
     if args.batch_size % world_size():
         raise InputError(
             f"--batch-size {args.batch_size}: no multiple of the {world_size()} processes"
         )
+    if args.compile and world_size() > 1:
+        raise InputError("--compile: works in a single process only; leave it out under torchrun")
     classes = config.HEADS[args.target]["classes"]
     images = list_train_images(args.data_dir)
     images["fold"] = assign_folds(images, args.fold_seed)
@@ -311,6 +315,7 @@ def main():
         compile_network(network, device)
     train_loader, valid_loader, data = load_fold(images, args, device)
 
+    choose_kernels(args.deterministic)
     pixel_stats = torch.tensor(normalization(args.model), device=device)
     criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing)
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)

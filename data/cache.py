@@ -11,12 +11,13 @@ import numpy as np
 import psutil
 
 from data.augment import build_transform
+from utils.cli import InputError
 
 CGROUP = Path("/sys/fs/cgroup")  # where a container's memory is limited, on Linux
 
 
 def free_memory():
-    """Bytes that images may take: half of what is free, shared by the processes of torchrun."""
+    """Bytes of memory that are free for images, here and where shared memory is kept."""
     free = psutil.virtual_memory().available
     try:
         limit, used = ((CGROUP / f"memory.{name}").read_text() for name in ("max", "current"))
@@ -26,7 +27,22 @@ def free_memory():
     # Shared memory is a file; multiprocessing takes the first of these with enough space.
     folders = [path for path in ("/dev/shm", tempfile.gettempdir()) if os.path.isdir(path)]
     free = min(free, max(shutil.disk_usage(path).free for path in folders))
-    return max(0, free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(0, free)
+
+
+def cache_limit(gigabytes, needed):
+    """Bytes that images may take: of gigabytes, or of half of the free memory if that is None, the
+    share of one process of torchrun. needed: bytes that all images would take.
+
+    Raises InputError when gigabytes are asked for and needed, but not free.
+    """
+    free, processes = free_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if gigabytes is None:
+        return free // 2 // processes
+    limit = int(gigabytes * 1e9)
+    if min(limit, needed) * processes > free:
+        raise InputError(f"--cache {gigabytes:g}: {free / 1e9:.1f} GB are free; ask for less")
+    return limit
 
 
 class ImageCache:

@@ -67,7 +67,9 @@ JPEG_QUALITY = 95
 # A batch of photos passes MTCNN's whole image pyramid at once: bound its pixels, not its count,
 # so that large photos take no more memory than small ones.
 PHOTO_PIXELS = 384 * 512
-SAVE_EVERY = 5  # seconds; the work that a killed run has to do again at most
+# Seconds; the work that a killed run has to do again at most, beside all that other processes of
+# torchrun have done.
+SAVE_EVERY = 5
 
 
 def crop_settings(args):
@@ -180,13 +182,17 @@ def crop_images(source, folder, files, settings, device, args):
     photos that can't be read: {file: why}. Raises InputError for a folder that can't be written.
     """
     prints = {file: fingerprint(source / file) for file in files}
-    done, missing = shared(read_crops(folder, settings, prints))
+
+    def what_is_there():
+        return shared(read_crops(folder, settings, prints) if is_first() else None)
+
+    done, missing = what_is_there()
     bad = {}
     if missing:
         make_folder(folder, "give another one with --crop-dir")
         with crop_lock(folder):
             # Once more: perhaps another command has cropped them while this one waited.
-            done, missing = shared(read_crops(folder, settings, prints))
+            done, missing = what_is_there()
             if is_first():
                 remove_leftovers(folder, "**/.*")
                 remove_leftovers(folder.parent, ".crops.*")
@@ -207,7 +213,7 @@ def crop_images(source, folder, files, settings, device, args):
                 for its_done, its_bad in gathered((done, bad)):
                     done |= its_done
                     bad |= its_bad
-            finally:  # an error, or Ctrl-C, loses no crop that is finished
+            finally:  # an error, or Ctrl-C, loses no crop that this process has finished
                 if is_first():
                     write_manifest(folder, files, done)
     table = pd.DataFrame([done[file] for file in files], columns=COLUMNS)
@@ -261,9 +267,13 @@ def crop_each(source, folder, files, settings, device, args, bad):
     Each process takes every world-th batch, so that the batches are those of one process. Photos
     that can't be read come last, as method "bad", and go into the dict bad: {file: why}.
     """
-    with ThreadPoolExecutor(max(1, args.num_workers)) as pool:  # for disks that are far away
-        sizes = pool.map(lambda file: try_to(upright_size, source / file, file, bad), files)
-        sizes = {file: size for file, size in zip(files, sizes) if size is not None}
+    sizes = {}
+    if is_first():
+        with ThreadPoolExecutor(max(1, args.num_workers)) as pool:  # for disks that are far away
+            sizes = pool.map(lambda file: try_to(upright_size, source / file, file, bad), files)
+            sizes = {file: size for file, size in zip(files, sizes) if size is not None}
+    sizes, its_bad = shared((sizes, bad))
+    bad |= its_bad
     readable = list(sizes)
     batch_size = args.crop_batch_size or config.CROP_BATCH_SIZES[device.type]
     batches = [
@@ -271,6 +281,8 @@ def crop_each(source, folder, files, settings, device, args, bad):
         for batch in equal_size_batches(sizes.values(), batch_size)
     ][rank() :: world_size()]
     workers = min(args.num_workers, len(batches) - 1) if batches else 0
+    if device.type == "cuda":  # of which each takes a detector's memory there
+        workers = min(workers, 4)
     loader = DataLoader(
         PhotoBatches(source, folder, batches, sizes, settings, device),
         batch_size=None,

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import apply_transform, build_transform
-from data.cache import ImageCache, free_memory
+from data.cache import ImageCache, cache_limit
 from data.crop import crop_folder, crop_sets, crop_settings
 from data.images import load_image
 from data.labels import head_labels
@@ -119,9 +119,9 @@ def load_fold(images, args, device):
     images = images[(manifest["method"] != "bad").to_numpy()]  # all, but with --skip-bad
     folder = crop_folder(args.data_dir, args.crop_dir, "train")
 
-    # With one epoch to go, no image is read twice.
+    # In a run of one epoch, no image is read twice.
     gigabytes = 0 if args.epochs == 1 else args.cache
-    memory = free_memory() if gigabytes is None else int(gigabytes * 1e9)
+    memory = cache_limit(gigabytes, len(images) * args.resize**2 * 3)
 
     def loader(rows, labels, augment, train=False):
         nonlocal memory

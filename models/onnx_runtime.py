@@ -3,7 +3,6 @@
 Its packages, in requirements-onnx.txt, are optional: nothing else here imports them.
 """
 
-import hashlib
 import importlib.util
 import io
 import warnings
@@ -16,6 +15,7 @@ from utils.files import atomic_write
 
 PACKAGES = ("onnx", "onnxruntime")
 OPSET = 17
+FORMAT = 1  # of our models: to be raised whenever other ones come out of the same checkpoint
 
 
 def missing_packages():
@@ -45,18 +45,20 @@ def export(network, resize):
 
 
 def cached_model(checkpoint, build):
-    """The path of the ONNX model of a checkpoint, kept beside it as <name>.<its hash>.onnx.
+    """The path of the ONNX model of a checkpoint, kept beside it by its digest and our FORMAT.
 
     build: called, without arguments, for the network when the model isn't there. Models of what
     the checkpoint was before are removed.
     """
     path = Path(checkpoint["path"])
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    model = path.with_suffix(f".{digest}.onnx")
+    model = path.with_suffix(f".{checkpoint['digest'][:16]}.v{FORMAT}.onnx")
     if not model.exists():
         content = export(build(), checkpoint["resize"])
-        with atomic_write(model) as file:
-            file.write(content)
+        try:
+            with atomic_write(model) as file:
+                file.write(content)
+        except InputError as error:
+            raise InputError(f"{error}, or do without the model: --backend torch") from error
         for other in path.parent.glob(f"{path.stem}.*.onnx"):
             if other != model:
                 other.unlink(missing_ok=True)

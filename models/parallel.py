@@ -6,25 +6,27 @@ order of floating-point sums.
 """
 
 import sys
+from functools import partial
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
+
+from utils.distributed import rank, step_size, world_size
 
 
 class BatchNormOfAll(nn.BatchNorm2d):
     """Batch norm over the batches of all processes: nn.SyncBatchNorm, which needs GPUs, for CPUs.
 
-    x: float (N, C, H, W), N differing between processes. Returns the same shape.
+    x: float (N, C, H, W), N differing between processes. Returns the same shape and dtype.
     """
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        axes, one = (0, 2, 3), (1, -1, 1, 1)
+        axes, one, dtype = (0, 2, 3), (1, -1, 1, 1), x.dtype
+        x = x.float()
         count = x.new_tensor([x.numel() / x.shape[1]])
         total = all_reduce(torch.cat([x.sum(axes), count]))
         count = total[-1].detach()
@@ -35,23 +37,24 @@ class BatchNormOfAll(nn.BatchNorm2d):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        return x * ((variance + self.eps).rsqrt() * self.weight).view(one) + self.bias.view(one)
+        x = x * ((variance + self.eps).rsqrt() * self.weight).view(one) + self.bias.view(one)
+        return x.to(dtype)
 
 
-def noise(x, rate):
-    """What dropout multiplies x, (N, ...), with: this process's rows of the whole batch's noise.
+def own_rows(draw, x):
+    """This process's rows of draw(ones for the whole batch, a row for each of x's), x: (N, ...).
 
     All processes draw the same, from generators of one seed.
     """
-    world, rank = dist.get_world_size(), dist.get_rank()
-    return F.dropout(x.new_ones(world * x.shape[0], *x.shape[1:]), rate)[rank::world]
+    ones = x.new_ones(step_size(), *x.shape[1:])
+    return draw(ones)[rank() :: world_size()]
 
 
 class DropoutOfAll(nn.Dropout):
     """nn.Dropout with one noise for the batches of all processes."""
 
     def forward(self, x):
-        return x * noise(x, self.p) if self.training else x
+        return x * own_rows(super().forward, x) if self.training else x
 
 
 def drop_blocks(network):
@@ -60,14 +63,13 @@ def drop_blocks(network):
     """
     rate = network._global_params.drop_connect_rate
     drop_connect = sys.modules[type(network).__module__].drop_connect
-    world, rank = dist.get_world_size(), dist.get_rank()
 
     def drop(rate):
         def hook(module, inputs, x):
             if not module.training:
                 return x
-            ones = x.new_ones(world * x.shape[0], 1, 1, 1)
-            return x * drop_connect(ones, rate, training=True)[rank::world]
+            a_value_each = x[:, :1, :1, :1]
+            return x * own_rows(partial(drop_connect, p=rate, training=True), a_value_each)
 
         return hook
 
@@ -83,13 +85,13 @@ def as_one(network, device):
 
     network is changed in place and stays what evaluates and is saved, with the state dict it had.
     """
-    drop_blocks(network)
+    if device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
         if type(module) is nn.Dropout:
             module.__class__ = DropoutOfAll
-        elif type(module) is nn.BatchNorm2d and device.type == "cpu":
+        elif type(module) is nn.BatchNorm2d:
             module.__class__ = BatchNormOfAll
-    if device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    drop_blocks(network)  # last: the conversion makes new batch norms, without hooks
     # Their batch norms being equal, nothing but gradients has to travel.
     return DistributedDataParallel(network, broadcast_buffers=False)

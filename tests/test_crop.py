@@ -75,11 +75,13 @@ def test_boxes_are_those_of_the_originals_detector(sample_dir):
     assert {method for method, _, _ in results} == {"mtcnn", "center"}
 
 
-def test_small_faces_are_found_where_there_is_no_large_one(sample_dir):
+@pytest.mark.parametrize("min_face_size", [20, 40])  # 40: at half the size
+def test_small_faces_are_found_where_there_is_no_large_one(sample_dir, min_face_size):
     face = load_image(next((sample_dir / "train/images").glob("*/normal.jpg")))
     photo = np.full((512, 384, 3), 90, np.uint8)
     photo[40:168, 200:296] = cv2.resize(face, (96, 128), interpolation=cv2.INTER_AREA)
-    [(method, (x0, y0, x1, y1), _)] = find_boxes(build_detector(CPU), photo[None], SETTINGS)
+    settings = {**SETTINGS, "min_face_size": min_face_size}
+    [(method, (x0, y0, x1, y1), _)] = find_boxes(build_detector(CPU), photo[None], settings)
     assert method == "mtcnn"
     assert 180 <= x0 < x1 <= 316
     assert 10 <= y0 < y1 <= 198

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from itertools import chain
 
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 import torch
 
 import data.dataset
+import models.parallel
 from conftest import ROOT, run_ok
 from data.dataset import EpochBatches
 from data.manifest import COLUMNS
+from models.network import build_network
+from models.parallel import as_one
 from utils.checkpoint import load_checkpoint
+from utils.distributed import begin_step
 
 SMALL = ["--model", "efficientnet-lite0", "--resize", 64, "--num-workers", 1]
 
@@ -105,13 +110,30 @@ def test_a_head_is_trained_as_by_one_process(sample_dir, tmp_path):
     logs = [pd.read_csv(tmp_path / name / "age_fold0/log.csv") for name in ("one", "two")]
     for name in ("train_loss", "valid_loss"):
         np.testing.assert_allclose(logs[1][name], logs[0][name], rtol=2e-5)
-    states = [
-        load_checkpoint(tmp_path / name / "age_fold0/last.pth")["network"]
-        for name in ("one", "two")
-    ]
-    assert states[0].keys() == states[1].keys()
-    for name, value in states[0].items():  # running statistics among them
-        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    one, two = (load_checkpoint(tmp_path / name / "age_fold0/last.pth") for name in ("one", "two"))
+    assert one["network"].keys() == two["network"].keys()
+    for name, value in one["network"].items():  # running statistics among them
+        torch.testing.assert_close(two["network"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    # Adam's weights don't tell the size of gradients, but its averages do.
+    for number, state in one["optimizer"]["state"].items():
+        expected, mean = (its["exp_avg"] for its in (state, two["optimizer"]["state"][number]))
+        assert (mean - expected).norm() <= 0.05 * expected.norm() + 1e-6, number
+
+
+def test_stochastic_depth_outlives_the_conversion_for_gpus(monkeypatch):
+    monkeypatch.setattr(models.parallel, "DistributedDataParallel", lambda network, **_: network)
+    network = as_one(build_network("efficientnet-b0", 3, 64), Namespace(type="cuda"))
+    norms = [block._bn2 for block in network._blocks]
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    # Of 16 blocks, 9 have a skip connection.
+    assert sum(bool(norm._forward_hooks) for norm in norms) == 9
+    begin_step(4)
+    network.train()
+    hook = next(iter(norms[14]._forward_hooks.values()))
+    torch.manual_seed(0)
+    shares = [float(hook(norms[14], None, torch.ones(4, 2, 3, 3)).mean()) for _ in range(200)]
+    assert np.mean(shares) == pytest.approx(1, abs=0.1)
+    assert np.std(shares) > 0.1
 
 
 def test_the_submission_is_that_of_one_process(sample_dir, runs_dir, tmp_path):

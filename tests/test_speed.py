@@ -1,12 +1,12 @@
 """What makes it fast changes nothing else."""
 
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from argparse import Namespace
 
 import numpy as np
@@ -16,13 +16,14 @@ import pytest
 import torch
 from efficientnet_pytorch import EfficientNet
 
+import data.cache
 import models.onnx_runtime
 import test
 import utils.benchmark
 import utils.scale
 from conftest import ROOT, SMALL, assert_refused, run, run_ok
 from data.augment import build_transform
-from data.cache import ImageCache, free_memory
+from data.cache import ImageCache, cache_limit, free_memory
 from data.dataset import FaceDataset, build_loader
 from data.images import load_image
 from models.network import build_network, fold_batch_norm
@@ -43,17 +44,20 @@ def test_help_comes_before_torch_is_imported(script):
     assert not re.search(r"\| +(torch|numpy|pandas)$", done.stderr, re.MULTILINE)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("script", SCRIPTS[:3])
 def test_ctrl_c_while_torch_is_imported_is_one_line(script):
     needed = ["--target", "mask"] if script == ["train.py"] else []
     process = subprocess.Popen(
-        [sys.executable, *script, *needed, "--data-dir", "nowhere"],
+        [sys.executable, "-X", "importtime", *script, *needed, "--data-dir", "nowhere"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(0.4)
+    while not process.stderr.readline().endswith(" numpy.version\n"):
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
+    stderr = re.sub("^import time:.*\n", "", stderr, flags=re.MULTILINE)
     assert stderr.startswith("interrupted; to go on: python "), stderr
     assert stderr.count("\n") == 1
 
@@ -166,11 +170,17 @@ def test_a_cached_image_is_not_read_again(sample_dir, tmp_path):
     assert torch.equal(first, again)
 
 
-def test_free_memory_is_shared_by_the_processes(monkeypatch):
-    alone = free_memory()
-    assert alone > 0
+def test_the_cache_is_bounded(monkeypatch):
+    assert free_memory() > 10**6
+    monkeypatch.setattr(data.cache, "free_memory", lambda: 8 * 10**9)
+    assert cache_limit(None, 10**12) == 4 * 10**9
+    assert cache_limit(100, 10**9) == 10**11  # more than is free, but not needed
+    with pytest.raises(InputError, match=r"--cache 9: 8\.0 GB are free"):
+        cache_limit(9, 10**12)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert free_memory() == pytest.approx(alone / 4, rel=0.2)
+    assert cache_limit(None, 10**12) == 10**9
+    with pytest.raises(InputError, match="--cache 3"):
+        cache_limit(3, 10**12)
 
 
 def test_deterministic_kernels(monkeypatch):
@@ -187,7 +197,7 @@ def test_deterministic_kernels(monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@pytest.mark.skipif(os.name == "nt" or not shutil.which("g++"), reason="needs g++")
 def test_a_compiled_network_is_the_same_network():
     network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 2))
     images, names = torch.randn(3, 4), list(network.state_dict())
@@ -214,14 +224,16 @@ def test_benchmark_measures_every_way(sample_dir, tmp_path, monkeypatch):
 
     def measure_in_this_process(benchmark, way, job):
         connection = Namespace(send=results.append)
-        utils.benchmark.measure_here(benchmark, way, job, connection, "fork")
+        utils.benchmark.measure_here(
+            benchmark, way, job, connection, multiprocessing.get_start_method()
+        )
         return results[-1][0], 1, *results[-1][1:]
 
     # A process of its own for each of twelve ways would take a minute to import torch.
     monkeypatch.setattr(utils.benchmark, "measure", measure_in_this_process)
     out = run_ok(
-        "-m", "utils.benchmark", "all", "--data-dir", sample_dir, "--images", 6, "--repeats", 2,
-        "--model", "efficientnet-lite0", "--resize", 64, "--batch-size", 3, "--num-workers", 1,
+        "-m", "utils.benchmark", "all", "--data-dir", sample_dir, "--images", 6, "--repeats", 1,
+        "--model", "efficientnet-lite0", "--resize", 64, "--batch-size", 3, "--num-workers", 0,
         "--csv", tmp_path / "benchmark.csv",
     )  # fmt: skip
     assert f"torch {torch.__version__.split('+')[0]}" in out
@@ -248,8 +260,8 @@ def test_benchmark_measures_in_a_process_of_its_own(sample_dir, tmp_path):
     assert gpu == 0
     assert len(found) == 3
     job.files = [tmp_path / "no_such.jpg"]
-    with pytest.raises(InputError, match="crop, this: failed"):
-        utils.benchmark.measure("crop", "this", job)
+    with pytest.raises(InputError, match="crop, limit: failed"):
+        utils.benchmark.measure("crop", "limit", job)
 
 
 def test_ratios_are_taken_within_a_repeat():

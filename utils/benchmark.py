@@ -47,7 +47,7 @@ def get_args_parser():
     )
     add = parser.add_argument
     # fmt: off
-    add("benchmark", choices=(*BENCHMARKS, "all"), help="what to measure (default: none)")
+    add("benchmark", choices=(*BENCHMARKS, "all"), help="what to measure")
     add("--data-dir",
         help="train photos in the competition's layout (default: people drawn for the run)")
     add("--images", type=positive_int,

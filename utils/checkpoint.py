@@ -1,5 +1,6 @@
 """Checkpoints: one dict of tensors and plain types, readable with weights_only=True."""
 
+import hashlib
 import io
 import math
 import pickle
@@ -78,11 +79,20 @@ def read_tensors(path):
 
     Raises InputError when path is missing or holds anything but tensors and plain types.
     """
+    return tensors_in(read_file(path), path)
+
+
+def read_file(path):
+    """The bytes at path. Read apart from their meaning: a fault of the disk is no damage."""
     try:
-        # Read apart: a fault of the disk is no damage to the file.
-        content = io.BytesIO(Path(path).read_bytes())
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
+
+
+def tensors_in(content, path):
+    """What torch.save wrote, out of its bytes; see read_tensors."""
+    content = io.BytesIO(content)
     try:
         # torch checks no checksums; in its old format, which is no zip archive, there are none.
         if zipfile.is_zipfile(content) and zipfile.ZipFile(content).testzip():
@@ -94,17 +104,19 @@ def read_tensors(path):
 
 
 def load_checkpoint(path):
-    """Return the dict that save_checkpoint wrote for a network, with its path: NEEDED and more.
+    """Return the dict that save_checkpoint wrote for a network: NEEDED and more, and its path and
+    digest, the SHA-256 of the file.
 
     Raises InputError when path holds no such dict.
     """
-    checkpoint = read_tensors(path)
+    content = read_file(path)
+    checkpoint = tensors_in(content, path)
     if not fits(lambda value: value["format"] == FORMAT, checkpoint):
         raise InputError(f"{path}: not a checkpoint of train.py in format {FORMAT}; train it again")
     odd = [name for name, test in NEEDED.items() if not fits(test, checkpoint.get(name))]
     if odd:
         raise InputError(f"{path}: a checkpoint without usable {', '.join(odd)}; train it again")
-    return {**checkpoint, "path": str(path)}
+    return {**checkpoint, "path": str(path), "digest": hashlib.sha256(content).hexdigest()}
 
 
 def load_state(network, checkpoint):

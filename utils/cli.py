@@ -18,7 +18,8 @@ STDOUT = 1
 MEMORY = "lower --batch-size, --crop-batch-size or --num-workers"
 # Faults of the machine that torch reports as RuntimeError, and the way out of each.
 FAULTS = {
-    "out of memory": "lower --batch-size, or --crop-batch-size if photos were being cropped",
+    "out of memory": "lower --batch-size, or, if photos were being cropped, --crop-batch-size or "
+    "--num-workers",
     "can't allocate memory": MEMORY,
     "Cannot allocate memory": MEMORY,
     "ALLOC_FAILED": MEMORY,
@@ -92,13 +93,16 @@ def run(main, go_on=()):
                 fail(f"{line}; {way_out}")
         raise
     except KeyboardInterrupt:
-        print(f"interrupted; to go on: {command_to_go_on(go_on)}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"interrupted; to go on: {command_to_go_on(go_on)}", file=sys.stderr)
         sys.exit(130)
 
 
 def fail(message):
     """Print message as one line on stderr and exit with status 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    process = os.environ.get("RANK", "0")  # of torchrun
+    which = "" if process == "0" else f"process {process}: "
+    print(f"error: {which}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -108,7 +112,8 @@ def command_to_go_on(go_on):
     command = ["-m", module.name] if module else [sys.argv[0]]
     replaced = ("--overwrite", *go_on) if go_on else ()
     kept = [argument for argument in sys.argv[1:] if argument not in replaced]
-    return shlex.join(["python", *command, *kept, *go_on])
+    launcher = "torchrun ..." if "TORCHELASTIC_RUN_ID" in os.environ else "python"
+    return f"{launcher} {shlex.join([*command, *kept, *go_on])}"
 
 
 def number(convert, valid, meaning):
@@ -134,6 +139,7 @@ positive_float = number(float, lambda value: 0 < value < float("inf"), "a finite
 natural_float = number(
     float, lambda value: 0 <= value < float("inf"), "a finite number of at least 0"
 )
+gigabytes = number(float, lambda value: 0 <= value <= 1e6, "a number of gigabytes from 0 to 1e6")
 fraction = number(float, lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 

@@ -53,8 +53,8 @@ def pick_precision(name, device):
 
 
 def choose_kernels(deterministic):
-    """Let cuDNN try which of its kernels is fastest, or allow only those that always give the same
-    bits. On a CPU both are the same.
+    """Let cuDNN try which of its kernels is fastest, or ask for kernels that always give the same
+    bits; PyTorch warns of an operation that has none. On a CPU both are the same.
     """
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:

@@ -4,14 +4,21 @@ Started without torchrun, a script is the one process of a world of size 1, and 
 for or asks anybody.
 """
 
+import atexit
 import os
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from config import config
 from utils.cli import InputError
 from utils.device import pick_device
+
+# How long a process waits for another, which may wait for a command that crops the same photos.
+PATIENCE = timedelta(days=7)
+STEP = {"size": None}
 
 
 def join_processes(name):
@@ -29,7 +36,13 @@ def join_processes(name):
     device = pick_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        # torchrun makes it 1, however many cores there are.
+        torch.set_num_threads(max(1, config.CORES // int(os.environ["LOCAL_WORLD_SIZE"])))
+    atexit.register(dist.destroy_process_group)
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     return device
@@ -85,12 +98,22 @@ def in_order(mine):
     return [everyone[i % len(everyone)][i // len(everyone)] for i in range(sum(map(len, everyone)))]
 
 
-def whole_batch(rows, size):
-    """The rows of all processes, tensor (size, ...), of which each has every world_size()-th.
+def begin_step(size):
+    """Say how many images all processes together have in the batch that comes."""
+    STEP["size"] = size
+
+
+def step_size():
+    """What begin_step was told."""
+    return STEP["size"]
+
+
+def whole_batch(rows):
+    """The rows of all processes, tensor (step_size(), ...), each having every world_size()-th.
 
     A gradient flows back to the process's own rows alone.
     """
-    world, own = world_size(), rank()
+    world, own, size = world_size(), rank(), step_size()
     if world == 1:
         return rows
     padded = rows.new_zeros(-(-size // world), *rows.shape[1:])  # the last batch may be uneven

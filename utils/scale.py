@@ -12,20 +12,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import pandas as pd
-import psutil
-
 from config import config
-from data.labels import SHOTS
 from utils.cli import (
     ArgumentParser,
     InputError,
     add_machine_arguments,
+    answer_early,
     positive_int,
     run,
     whole_number,
 )
-from utils.files import write_csv
 
 COLUMNS = ["what", "images", "seconds", "images_per_s", "peak_mb"]
 DRAWN = 60  # people
@@ -47,6 +43,16 @@ def get_args_parser():
     add_machine_arguments(add)
     # fmt: on
     return parser
+
+
+if __name__ == "__main__":
+    answer_early(get_args_parser())  # the imports below take seconds
+
+import pandas as pd
+import psutil
+
+from data.sample import SHOTS
+from utils.files import write_csv
 
 
 def repeat_people(drawn, folder, people):
