@@ -133,9 +133,11 @@ def build_predictor(checkpoint, device, backend):
     if backend == "torch":
         return from_pixels().to(device)
     if is_first():
-        cached_model(checkpoint, from_pixels)
-    wait_for_all()  # one process makes the model, all load it
-    return load_model(cached_model(checkpoint, from_pixels))
+        model = cached_model(checkpoint, from_pixels)
+    wait_for_all()  # until one process has made the model
+    if not is_first():
+        model = cached_model(checkpoint, from_pixels)
+    return load_model(model, checkpoint)
 
 
 def views_of(checkpoint, age_views):

@@ -297,7 +297,8 @@ def main():
     precision = pick_precision(args.precision, device)
     if args.batch_size % world_size():
         raise InputError(
-            f"--batch-size {args.batch_size}: no multiple of the {world_size()} processes"
+            f"--batch-size {args.batch_size}: no multiple of the {world_size()} processes; "
+            f"use {-(-args.batch_size // world_size()) * world_size()}"
         )
     if args.compile and world_size() > 1:
         raise InputError("--compile: works in a single process only; leave it out under torchrun")

@@ -3,6 +3,7 @@
 Its packages, in requirements-onnx.txt, are optional: nothing else here imports them.
 """
 
+import contextlib
 import importlib.util
 import io
 import warnings
@@ -45,30 +46,37 @@ def export(network, resize):
 
 
 def cached_model(checkpoint, build):
-    """The path of the ONNX model of a checkpoint, kept beside it by its digest and our FORMAT.
+    """The ONNX model of a checkpoint, bytes, kept beside it by its digest and our FORMAT.
 
     build: called, without arguments, for the network when the model isn't there. Models of what
-    the checkpoint was before are removed.
+    the checkpoint was before are removed. Where it can't be kept, a line says so.
     """
-    path = Path(checkpoint["path"])
-    model = path.with_suffix(f".{checkpoint['digest'][:16]}.v{FORMAT}.onnx")
-    if not model.exists():
-        content = export(build(), checkpoint["resize"])
-        try:
-            with atomic_write(model) as file:
-                file.write(content)
-        except InputError as error:
-            raise InputError(f"{error}, or do without the model: --backend torch") from error
-        for other in path.parent.glob(f"{path.stem}.*.onnx"):
-            if other != model:
-                other.unlink(missing_ok=True)
+    path = model_path(checkpoint)
+    if path.exists():
+        return path.read_bytes()
+    model = export(build(), checkpoint["resize"])
+    try:
+        with atomic_write(path) as file:
+            file.write(model)
+    except InputError as error:
+        print(f"{error}; until then, the model is made anew each time")
+    for other in path.parent.glob(f"{Path(checkpoint['path']).stem}.*.onnx"):
+        if other != path:
+            with contextlib.suppress(OSError):  # a model of no use does no harm
+                other.unlink()
     return model
 
 
-def load_model(path):
+def model_path(checkpoint):
+    """Where the ONNX model of a checkpoint is kept."""
+    name = f".{checkpoint['digest'][:16]}.v{FORMAT}.onnx"
+    return Path(checkpoint["path"]).with_suffix(name)
+
+
+def load_model(model, checkpoint):
     """A function from images, uint8 tensor (N, resize, resize, 3), to logits, float32 (N, classes).
 
-    Raises InputError when path holds no ONNX model.
+    model: from cached_model. Raises InputError when it is damaged.
     """
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as errors
@@ -80,11 +88,9 @@ def load_model(path):
     # Threads that spin while they wait take the cores that read the images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(
-            path.read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except damage as error:
         raise InputError(
-            f"{path}: not a readable ONNX model; delete it, it is made anew"
+            f"{model_path(checkpoint)}: not a readable ONNX model; delete it, it is made anew"
         ) from error
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

@@ -130,6 +130,22 @@ def test_an_onnx_model_is_kept_until_its_checkpoint_changes(runs_dir, tmp_path):
         models_there()
 
 
+def test_a_model_that_cannot_be_kept_is_used_all_the_same(runs_dir, tmp_path, monkeypatch, capsys):
+    shutil.copytree(runs_dir / "mask_fold0", tmp_path / "mask_fold0", ignore=lambda *_: ["log.csv"])
+    for path in tmp_path.rglob("*.onnx"):
+        path.unlink()
+    monkeypatch.setattr(models.onnx_runtime, "atomic_write", no_writing)
+    checkpoint = load_checkpoint(tmp_path / "mask_fold0/best.pth")
+    network = test.build_predictor(checkpoint, CPU, "onnx")
+    assert network(torch.zeros(3, 64, 64, 3, dtype=torch.uint8)).shape == (3, 3)
+    assert "made anew each time" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+def no_writing(path):
+    raise InputError(f"{path}: can't be written (Permission denied)")
+
+
 def test_onnx_where_it_cannot_be_had_is_refused(sample_dir, runs_dir, monkeypatch):
     command = ["test.py", "--data-dir", sample_dir, "--runs", runs_dir, "--backend", "onnx"]
     assert_refused(run(*command, "--precision", "bf16"), "--backend onnx", "fp32")

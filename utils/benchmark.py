@@ -25,6 +25,7 @@ from utils.cli import (
     InputError,
     add_machine_arguments,
     answer_early,
+    leave_ctrl_c_to_the_parent,
     positive_int,
     run,
     whole_number,
@@ -82,13 +83,14 @@ from data.crop import crop_images
 from data.labels import list_train_images
 from data.sample import make_sample
 from utils.device import choose_kernels, pick_device, pick_precision, precision_name
-from utils.files import write_csv
+from utils.files import make_folder, write_csv
 from utils.ways import CROP, WAYS, available
 
 
 def measure_here(benchmark, way, job, connection, start_method):
     """Measure one way in this process; sends (seconds, megabytes of the GPU, what came out)."""
     multiprocessing.set_start_method(start_method, force=True)  # loaders start workers as usual
+    leave_ctrl_c_to_the_parent(None)
     choose_kernels(deterministic=False)
     prepare = WAYS[benchmark][way]
     if benchmark == "crop":  # a few photos warm up
@@ -105,7 +107,7 @@ def measure_here(benchmark, way, job, connection, start_method):
         torch.cuda.synchronize(job.device)
     seconds = time.perf_counter() - start
     gpu = torch.cuda.max_memory_allocated(job.device) / 1e6 if on_gpu else 0
-    connection.send((seconds, gpu, result if benchmark == "crop" else None))
+    connection.send((seconds, gpu, result if benchmark == "crop" else {}))
 
 
 def resident(process):
@@ -127,7 +129,7 @@ def measure(benchmark, way, job):
     process = spawn.Process(target=measure_here, args=arguments)
     process.start()
     its_end.close()
-    peak = 0
+    peak, result = 0, None
     try:
         while not connection.poll(0.2):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -136,6 +138,8 @@ def measure(benchmark, way, job):
     except EOFError as error:
         raise InputError(f"{benchmark}, {way}: failed, see above") from error
     finally:
+        if result is None:  # Ctrl-C, for example
+            process.terminate()
         process.join()
     return seconds, peak / 1e6, gpu, result
 
@@ -238,6 +242,12 @@ def main():
     device = pick_device(args.device)
     if not 64 <= args.resize <= 4096:
         raise InputError(f"--resize {args.resize}: the networks take from 64 to 4096 pixels")
+    try:
+        make_folder(Path(args.csv).parent, "give another --csv")
+        with open(args.csv, "a"):
+            pass
+    except OSError as error:
+        raise InputError(f"--csv {args.csv}: can't be written ({error.strerror})") from error
     print(conditions(device))
     tables = []
     for benchmark in BENCHMARKS if args.benchmark == "all" else [args.benchmark]:
