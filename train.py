@@ -84,8 +84,8 @@ def get_args_parser():
         help="let torch.compile build the network's kernels: minutes at the start, faster steps; "
         "needs a compiler (default: PyTorch's own kernels)")
     add("--cache", type=gigabytes, default=config.CACHE, metavar="GB",
-        help="memory for decoded and resized images, 0 for none (default: what they take, up to "
-        "half of what is free)")
+        help="memory for decoded and resized images: auto (what they take, up to half of what is "
+        "free), or gigabytes, 0 for none (default: %(default)s)")
     # fmt: on
     add_crop_arguments(parser)
     return parser

@@ -74,7 +74,7 @@ DEVICE = "auto"
 PRECISION = "auto"
 BACKEND = "auto"
 BACKENDS = ("auto", "torch", "onnx")
-CACHE = None  # gigabytes; None: as much as the images take, up to half of the free memory
+CACHE = "auto"  # or gigabytes; auto: what the images take, up to half of the free memory
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 # torchrun says how many processes share this machine's cores.
 NUM_WORKERS = max(1, min(4, CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

@@ -31,13 +31,13 @@ def free_memory():
 
 
 def cache_limit(gigabytes, needed):
-    """Bytes that images may take: of gigabytes, or of half of the free memory if that is None, the
-    share of one process of torchrun. needed: bytes that all images would take.
+    """Bytes that images may take in one process of torchrun: its share of half of the free memory
+    if gigabytes is "auto", else gigabytes. needed: bytes that all images would take.
 
     Raises InputError when gigabytes are asked for and needed, but not free.
     """
     free, processes = free_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if gigabytes is None:
+    if gigabytes == "auto":
         return free // 2 // processes
     limit = int(gigabytes * 1e9)
     if min(limit, needed) * processes > free:

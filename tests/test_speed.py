@@ -189,12 +189,12 @@ def test_a_cached_image_is_not_read_again(sample_dir, tmp_path):
 def test_the_cache_is_bounded(monkeypatch):
     assert free_memory() > 10**6
     monkeypatch.setattr(data.cache, "free_memory", lambda: 8 * 10**9)
-    assert cache_limit(None, 10**12) == 4 * 10**9
+    assert cache_limit("auto", 10**12) == 4 * 10**9
     assert cache_limit(100, 10**9) == 10**11  # more than is free, but not needed
     with pytest.raises(InputError, match=r"--cache 9: 8\.0 GB are free"):
         cache_limit(9, 10**12)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert cache_limit(None, 10**12) == 10**9
+    assert cache_limit("auto", 10**12) == 10**9
     with pytest.raises(InputError, match="--cache 3"):
         cache_limit(3, 10**12)
 

@@ -201,7 +201,7 @@ def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
         data_dir=sample_dir, crop_dir=None, target="age", fold=0, fold_seed=777, age_border=31,
         resize=64, augment="none", seed=1, batch_size=8, num_workers=0, crop_batch_size=8,
         min_face_size=20, margin_x=20, margin_y=30, center_size=300, skip_bad=False,
-        epochs=2, cache=None,
+        epochs=2, cache="auto",
     )  # fmt: skip
     train_loader, valid_loader, _ = load_fold(images, args, torch.device("cpu"))
     folds = images["fold"]

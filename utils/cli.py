@@ -139,7 +139,11 @@ positive_float = number(float, lambda value: 0 < value < float("inf"), "a finite
 natural_float = number(
     float, lambda value: 0 <= value < float("inf"), "a finite number of at least 0"
 )
-gigabytes = number(float, lambda value: 0 <= value <= 1e6, "a number of gigabytes from 0 to 1e6")
+gigabytes = number(
+    lambda text: text if text == "auto" else float(text),
+    lambda value: value == "auto" or 0 <= value <= 1e6,
+    "auto or a number of gigabytes from 0 to 1e6",
+)
 fraction = number(float, lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
