@@ -81,8 +81,8 @@ def get_args_parser():
     add_machine_arguments(add)
     add_precision_arguments(add)
     add("--compile", action="store_true",
-        help="let torch.compile build the network's kernels: minutes at the start, faster steps; "
-        "needs a compiler (default: PyTorch's own kernels)")
+        help="let torch.compile build the network's kernels: minutes at the start, for steps that "
+        "may be faster; needs a compiler (default: PyTorch's own kernels)")
     add("--cache", type=gigabytes, default=config.CACHE, metavar="GB",
         help="memory for decoded and resized images: auto (what they take, up to half of what is "
         "free), or gigabytes, 0 for none (default: %(default)s)")

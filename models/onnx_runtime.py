@@ -1,4 +1,4 @@
-"""Networks run by ONNX Runtime, on a CPU more than twice as fast as by PyTorch.
+"""Networks run by ONNX Runtime, on a CPU twice as fast as by PyTorch.
 
 Its packages, in requirements-onnx.txt, are optional: nothing else here imports them.
 """

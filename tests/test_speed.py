@@ -280,6 +280,16 @@ def test_benchmark_measures_in_a_process_of_its_own(sample_dir, tmp_path):
         utils.benchmark.measure("crop", "limit", job)
 
 
+@pytest.mark.parametrize("command", [("utils.benchmark", "crop"), ("utils.scale",)])
+def test_a_table_that_cannot_be_written_shows_first(command, tmp_path, monkeypatch):
+    def too_late(*_, **__):
+        pytest.fail("measured before it looked")
+
+    monkeypatch.setattr(utils.benchmark, "make_job", too_late)
+    monkeypatch.setattr(utils.scale, "watch", too_late)
+    assert_refused(run("-m", *command, "--csv", tmp_path), tmp_path, "--csv")
+
+
 def test_ratios_are_taken_within_a_repeat():
     speeds = {"original": (1, 2, 10), "this": (2, 6, 20), "limit": (4, 8, 20)}
     table = pd.DataFrame(

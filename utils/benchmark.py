@@ -83,7 +83,7 @@ from data.crop import crop_images
 from data.labels import list_train_images
 from data.sample import make_sample
 from utils.device import choose_kernels, pick_device, pick_precision, precision_name
-from utils.files import make_folder, write_csv
+from utils.files import check_file, write_csv
 from utils.ways import CROP, WAYS, available
 
 
@@ -242,16 +242,11 @@ def main():
     device = pick_device(args.device)
     if not 64 <= args.resize <= 4096:
         raise InputError(f"--resize {args.resize}: the networks take from 64 to 4096 pixels")
-    try:
-        make_folder(Path(args.csv).parent, "give another --csv")
-        with open(args.csv, "a"):
-            pass
-    except OSError as error:
-        raise InputError(f"--csv {args.csv}: can't be written ({error.strerror})") from error
+    check_file(args.csv, "give another --csv")
     print(conditions(device))
     tables = []
-    for benchmark in BENCHMARKS if args.benchmark == "all" else [args.benchmark]:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        for benchmark in BENCHMARKS if args.benchmark == "all" else [args.benchmark]:
             job = make_job(args, benchmark, Path(folder), device)
             what = f"{len(job.files)} images"
             if benchmark != "crop":
@@ -259,11 +254,11 @@ def main():
                 what += f", {job.num_workers} workers, {precision_name(job.precision)}"
             print(f"\n{benchmark}: {what}, {args.repeats} repeats", flush=True)
             table, results = repeat(benchmark, job, args.repeats)
-        print(summary(table).to_string(float_format="{:.2f}".format, na_rep="-"))
-        if benchmark == "crop":
-            compare_boxes(results["original"], results["this"])
-        tables.append(table)
-        write_csv(args.csv, pd.concat(tables))
+            print(summary(table).to_string(float_format="{:.2f}".format, na_rep="-"))
+            if benchmark == "crop":
+                compare_boxes(results["original"], results["this"])
+            tables.append(table)
+            write_csv(args.csv, pd.concat(tables))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ def join_processes(name):
     device = pick_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if device.type == "cuda":
         dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
     else:
         dist.init_process_group("gloo", timeout=PATIENCE)

@@ -60,6 +60,16 @@ def make_folder(path, way_out):
         raise InputError(f"{path}: no folder to write to ({error.strerror}); {way_out}") from error
 
 
+def check_file(path, way_out):
+    """Make sure, before long work, that a file can be written. Raises InputError, with way_out."""
+    make_folder(Path(path).parent, way_out)
+    try:
+        with open(path, "a"):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error.strerror}); {way_out}") from error
+
+
 def write_csv(path, table):
     """Write a DataFrame as CSV with a header and no index, whole or not at all."""
     with atomic_write(path, "w") as file:

@@ -52,7 +52,8 @@ import pandas as pd
 import psutil
 
 from data.sample import SHOTS
-from utils.files import write_csv
+from utils.benchmark import resident
+from utils.files import check_file, write_csv
 
 
 def repeat_people(drawn, folder, people):
@@ -89,8 +90,7 @@ def watch(*command):
         its = psutil.Process(process.pid)
         while process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                family = (its, *its.children(recursive=True))
-                peak = max(peak, sum(one.memory_info().rss for one in family))
+                peak = max(peak, resident(its))
             time.sleep(0.2)
         if process.returncode:
             output.seek(0)
@@ -100,6 +100,7 @@ def watch(*command):
 
 def main():
     args = get_args_parser().parse_args()
+    check_file(args.csv, "give another --csv")
     machine = ["--device", args.device, "--num-workers", args.num_workers]
     train = ["train.py", "--epochs", 1, "--model", args.model, "--resize", args.resize,
              "--no-pretrained", *machine, "--target"]  # fmt: skip
@@ -115,19 +116,11 @@ def main():
             repeat_people(drawn, data, people)
             where = ["--data-dir", data]
             crop = ["-m", "data.crop", *where, *machine, "--split"]
-            test = [
-                "test.py",
-                *where,
-                *machine,
-                "--runs",
-                runs,
-                "--output",
-                data / "submission.csv",
-            ]
+            output = ["--output", data / "submission.csv"]
             commands = {
                 "crop": [*crop, "train"],
                 "train": [*train, "mask", *where, "--output-dir", data / "runs"],
-                "test": test,
+                "test": ["test.py", *where, *machine, "--runs", runs, *output],
             }
             watch(*crop, "eval")
             for what, command in commands.items():

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from config import config
 from data.augment import augmentations, build_transform
 from data.cache import ImageCache
-from data.crop import crop_images, face_box, save_crop
+from data.crop import center_box, crop_images, crop_settings, face_box, save_crop
 from data.dataset import FaceDataset, build_loader
 from data.images import load_image
 from models.network import build_network, fold_batch_norm, normalization, normalize
@@ -37,10 +37,9 @@ from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.device import autocast
 from utils.metrics import classification_scores
 
-CROP = {
-    "detector": "mtcnn",
-    **{name: getattr(config, name.upper()) for name in config.CROP_SETTINGS},
-}
+CROP = crop_settings(
+    Namespace(**{name: getattr(config, name.upper()) for name in config.CROP_SETTINGS})
+)
 
 
 def crop_original(job):
@@ -56,8 +55,7 @@ def crop_original(job):
             boxes, _ = detector.detect(image)
             box = None if boxes is None else face_box(boxes[0], image.size, CROP)
             found[str(file)] = box
-            width, height = image.size
-            box = box or (width // 2 - 150, height // 2 - 150, width // 2 + 150, height // 2 + 150)
+            box = box or center_box(image.size, CROP["center_size"])
             image.crop(box).save(job.folder / f"{number}.jpg", quality=95)
         return found
 
