@@ -18,7 +18,9 @@ FOLD_SEED = 777  # apart from SEED, so that runs with other seeds still share th
 AGE_BORDER = 59  # in training labels only, to give the rare class 60+ more examples
 
 # face crops, in pixels of the photo
-CROP_SETTINGS = ("min_face_size", "margin_x", "margin_y", "center_size")
+CROP_SETTINGS = ("detector", "min_face_size", "margin_x", "margin_y", "center_size")
+DETECTORS = ("mtcnn", "keypoint_rcnn")
+DETECTOR = "mtcnn"
 MIN_FACE_SIZE = 50  # MTCNN's 20 costs a third more, for faces that no portrait has
 MARGIN_X = 20
 MARGIN_Y = 30

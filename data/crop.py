@@ -46,8 +46,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data.detect import find_largest_faces, widen
+from data.detect import find_all_faces, find_largest_faces, widen
 from data.images import load_image, upright_size
+from data.keypoints import build_keypoint_rcnn, find_heads
 from data.labels import list_train_images, raise_problems, read_info
 from data.manifest import COLUMNS, fingerprint, read_crops, write_manifest, write_settings
 from utils.distributed import (
@@ -74,7 +75,7 @@ SAVE_EVERY = 5
 
 def crop_settings(args):
     """The settings that decide what a crop looks like, as plain types."""
-    return {"detector": "mtcnn", **{name: getattr(args, name) for name in config.CROP_SETTINGS}}
+    return {name: getattr(args, name) for name in config.CROP_SETTINGS}
 
 
 def crop_folder(data_dir, crop_dir, split):
@@ -102,25 +103,43 @@ def center_box(size, side):
     return x0, y0, min(width, x0 + side), min(height, y0 + side)
 
 
-def build_detector(device):
-    """facenet_pytorch's MTCNN; its weights come with the package."""
-    from facenet_pytorch import MTCNN
+def build_detector(settings, device):
+    """The network that finds faces, settings["detector"] of config.DETECTORS.
+
+    Raises InputError when weights that have to be downloaded can't be.
+    """
+    if settings["detector"] == "keypoint_rcnn":
+        return build_keypoint_rcnn(device)
+    from facenet_pytorch import MTCNN  # its weights come with it
 
     return widen(MTCNN(device=device))
+
+
+def find_faces(detector, images, settings, every=False):
+    """The largest face of each image, or every one, in images of one size.
+
+    detector: from build_detector; images: uint8 RGB array (N, H, W, 3).
+    Returns for each image a list, the largest first, of pairs of a box, four floats x0, y0, x1, y1
+    in pixels, and a probability.
+    """
+    smallest = settings["min_face_size"]
+    if settings["detector"] == "keypoint_rcnn":
+        return [faces if every else faces[:1] for faces in find_heads(detector, images, smallest)]
+    return (find_all_faces if every else find_largest_faces)(detector, images, smallest)
 
 
 def find_boxes(detector, images, settings):
     """Where to crop images of one size, uint8 RGB array (N, H, W, 3).
 
-    Returns a list of (method, box, prob): method "mtcnn" with the largest face's box, widened, or
-    "center" with the central box and prob NaN.
+    Returns a list of (method, box, prob): method is the detector's name with the largest face's
+    box, widened, or "center" with the central box and prob NaN.
     """
     size = images.shape[2], images.shape[1]
     results = []
-    for face in find_largest_faces(detector, images, settings["min_face_size"]):
-        box = face and face_box(face[0], size, settings)
+    for faces in find_faces(detector, images, settings):
+        box = face_box(faces[0][0], size, settings) if faces else None
         if box:
-            results.append(("mtcnn", box, round(face[1], 6)))
+            results.append((settings["detector"], box, round(faces[0][1], 6)))
         else:
             results.append(("center", center_box(size, settings["center_size"]), np.nan))
     return results
@@ -236,7 +255,7 @@ class PhotoBatches(Dataset):
 
     def __getitem__(self, number):
         if self.detector is None:  # here, for it to be the worker's own
-            self.detector = build_detector(self.device)
+            self.detector = build_detector(self.settings, self.device)
         images, bad = {}, {}
         for file in self.batches[number]:
             image = try_to(load_image, self.source / file, file, bad)

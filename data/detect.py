@@ -143,12 +143,12 @@ def area(box, extra=0):
 
 @torch.inference_mode()
 def detect(mtcnn, images, scales, same_face=SAME_FACE):
-    """What MTCNN(select_largest=True).detect finds first with a pyramid of these scales.
+    """What MTCNN(select_largest=True).detect finds with a pyramid of these scales.
 
     images: uint8 RGB array (N, H, W, 3); scales: from pyramid, at least one; same_face: with 1, the
     last network looks at all candidates, and the boxes are the package's own.
-    Returns for each photo its largest face as a pair of a box, four floats x0, y0, x1, y1, and its
-    probability, or None.
+    Returns for each photo a list of its faces, the largest first, as pairs of a box, four floats
+    x0, y0, x1, y1, and its probability. With same_face below 1 only the first is dependable.
     """
     table = sum_table(images, mtcnn.device)
     faces = [[] for _ in images]
@@ -164,7 +164,7 @@ def detect(mtcnn, images, scales, same_face=SAME_FACE):
         found = torch.tensor([bool(its) for its in faces], device=image.device)
         rest = ~best & ~found[image]
         find_faces(mtcnn.onet, table, boxes[rest], image[rest], faces)
-    return [max(found, key=lambda face: area(face[0]), default=None) for found in faces]
+    return [sorted(found, key=lambda face: -area(face[0])) for found in faces]
 
 
 def find_faces(network, table, boxes, image, faces):
@@ -180,8 +180,14 @@ def find_faces(network, table, boxes, image, faces):
             faces[number].append((box, prob))
 
 
+def find_all_faces(mtcnn, images, min_face_size):
+    """All faces of each photo from min_face_size pixels on, as detect gives them."""
+    scales = pyramid(*images.shape[1:3], min_face_size)
+    return detect(mtcnn, images, scales, same_face=1) if scales else [[] for _ in images]
+
+
 def find_largest_faces(mtcnn, images, min_face_size):
-    """The largest face of each photo, as detect gives it, of images as detect takes them.
+    """The largest face of each photo, a list of one pair or none as detect gives it.
 
     The coarse levels of the pyramid come first, then, where these find nothing, all levels, at half
     size if min_face_size (in pixels) permits.
@@ -189,25 +195,24 @@ def find_largest_faces(mtcnn, images, min_face_size):
     height, width = images.shape[1:3]
     scales = pyramid(height, width, min_face_size)
     coarse = [scale for scale in scales if 12 / scale >= LARGE_FACE * min(height, width)]
-    found = detect(mtcnn, images, coarse) if coarse else [None] * len(images)
-    missed = [number for number, face in enumerate(found) if face is None]
-    if not scales or not missed:
-        return found
-    halve = min_face_size >= HALF_SIZE_FACE
-    size = (width // 2, height // 2) if halve else (width, height)
-    zoom = [width / size[0], height / size[1]] * 2
-    # Few at a time: a photo's finest level has many times the pixels of its coarse ones.
-    step = 8 if halve else 2
-    for chunk in (missed[start : start + step] for start in range(0, len(missed), step)):
-        photos = images[chunk]
-        if halve:
-            photos = np.stack(
-                [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in photos]
-            )
-        for number, face in zip(chunk, detect(mtcnn, photos, [s * zoom[0] for s in scales])):
-            if face:
-                found[number] = tuple(x * by for x, by in zip(face[0], zoom)), face[1]
-    return found
+    found = detect(mtcnn, images, coarse) if coarse else [[] for _ in images]
+    missed = [number for number, faces in enumerate(found) if not faces]
+    if scales and missed:
+        halve = min_face_size >= HALF_SIZE_FACE
+        size = (width // 2, height // 2) if halve else (width, height)
+        zoom = [width / size[0], height / size[1]] * 2
+        # Few at a time: a photo's finest level has many times the pixels of its coarse ones.
+        step = 8 if halve else 2
+        for chunk in (missed[start : start + step] for start in range(0, len(missed), step)):
+            photos = images[chunk]
+            if halve:
+                photos = np.stack(
+                    [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in photos]
+                )
+            for number, faces in zip(chunk, detect(mtcnn, photos, [s * zoom[0] for s in scales])):
+                found[number] = [(tuple(x * by for x, by in zip(box, zoom)), prob)
+                                 for box, prob in faces]  # fmt: skip
+    return [faces[:1] for faces in found]
 
 
 def widen(mtcnn, channels=16):

@@ -1,7 +1,8 @@
 """The record of what was cropped, beside each folder of crops.
 
-crops.csv has a row a photo: file, method (mtcnn, center, or bad: no readable photo), the box x0,
-y0, x1, y1 in pixels of the photo, the detector's prob, and what the photo was when it was cropped.
+crops.csv has a row a photo: file, method (a detector's name, center, or bad: no readable photo),
+the box x0, y0, x1, y1 in pixels of the photo, the detector's prob, and what the photo was when it
+was cropped.
 crops.json holds the settings that the crops were made with.
 """
 
@@ -9,6 +10,7 @@ import json
 
 import pandas as pd
 
+from config.config import DETECTORS
 from utils.cli import InputError
 from utils.files import write_csv, write_json
 
@@ -34,7 +36,7 @@ def read_manifest(folder, settings):
         if json.loads(stored.read_text(encoding="utf-8")) != settings:
             return {}
         table = pd.read_csv(csv, dtype=TYPES)[COLUMNS]
-        good = table["method"].isin(["mtcnn", "center"]) & table[BOX].ge(0).all(axis=1)
+        good = table["method"].isin([*DETECTORS, "center"]) & table[BOX].ge(0).all(axis=1)
         if not (good | (table["method"] == "bad")).all() or table[BOX].gt(10**6).any(axis=None):
             raise ValueError("a method or a box that can't be")
     except (ValueError, KeyError, TypeError, OverflowError) as error:

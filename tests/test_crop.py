@@ -1,4 +1,6 @@
+import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -7,14 +9,29 @@ import pytest
 import torch
 from facenet_pytorch import MTCNN
 from PIL import Image, ImageOps
+from torchvision.models.detection import keypointrcnn_resnet50_fpn
 
 from conftest import assert_refused, run, run_ok
-from data.crop import build_detector, center_box, equal_size_batches, face_box, find_boxes
+from data.crop import (
+    build_detector,
+    center_box,
+    equal_size_batches,
+    face_box,
+    find_boxes,
+    find_faces,
+)
 from data.detect import area_resize, detect, pyramid, sum_table
 from data.images import load_image, upright_size
+from data.keypoints import WEIGHTS, find_heads, head_box
 
 CPU = torch.device("cpu")
-SETTINGS = {"min_face_size": 20, "margin_x": 20, "margin_y": 30, "center_size": 300}
+SETTINGS = {
+    "detector": "mtcnn",
+    "min_face_size": 20,
+    "margin_x": 20,
+    "margin_y": 30,
+    "center_size": 300,
+}
 
 
 @pytest.fixture
@@ -54,23 +71,23 @@ def test_boxes_are_those_of_the_originals_detector(sample_dir):
     images = np.stack([*map(load_image, photos), np.full((512, 384, 3), 90, np.uint8)])
     original = MTCNN(keep_all=True)
     found = detect(original, images, pyramid(512, 384, 20), same_face=1)
-    assert found[-1] is None
-    for image, face in zip(images, found):
+    assert found[-1] == []
+    for image, faces in zip(images, found):
         boxes, probs = original.detect(Image.fromarray(image))
-        assert (face is None) == (boxes is None)
-        if face:
-            assert np.abs(face[0] - boxes[0]).max() < 0.1
-            assert face[1] == pytest.approx(probs[0], abs=1e-4)
+        assert len(faces) == (0 if boxes is None else len(boxes))
+        for (box, prob), its, its_prob in zip(faces, boxes if faces else [], probs):
+            assert np.abs(box - its).max() < 0.1
+            assert prob == pytest.approx(its_prob, abs=1e-4)
 
     # With the coarse levels first, other boxes of the same faces, and no face less.
-    results = find_boxes(build_detector(CPU), images, SETTINGS)
-    for (method, box, prob), face in zip(results, found):
+    results = find_boxes(build_detector(SETTINGS, CPU), images, SETTINGS)
+    for (method, box, prob), faces in zip(results, found):
         if method == "center":
-            assert face is None
+            assert not faces
             assert box == (42, 106, 342, 406)
             assert np.isnan(prob)
-        elif face:
-            expected = face_box(face[0], (384, 512), SETTINGS)
+        elif faces:
+            expected = face_box(faces[0][0], (384, 512), SETTINGS)
             assert np.abs(np.subtract(box, expected)).max() <= 20
     assert {method for method, _, _ in results} == {"mtcnn", "center"}
 
@@ -81,12 +98,87 @@ def test_small_faces_are_found_where_there_is_no_large_one(sample_dir, min_face_
     photo = np.full((512, 384, 3), 90, np.uint8)
     photo[40:168, 200:296] = cv2.resize(face, (96, 128), interpolation=cv2.INTER_AREA)
     settings = {**SETTINGS, "min_face_size": min_face_size}
-    [(method, (x0, y0, x1, y1), _)] = find_boxes(build_detector(CPU), photo[None], settings)
+    [(method, (x0, y0, x1, y1), _)] = find_boxes(
+        build_detector(SETTINGS, CPU), photo[None], settings
+    )
     assert method == "mtcnn"
     assert 180 <= x0 < x1 <= 316
     assert 10 <= y0 < y1 <= 198
     settings = {**SETTINGS, "min_face_size": 150}
-    assert find_boxes(build_detector(CPU), photo[None], settings)[0][0] == "center"
+    assert find_boxes(build_detector(SETTINGS, CPU), photo[None], settings)[0][0] == "center"
+
+
+def test_every_face_is_found_the_largest_first(sample_dir):
+    face = load_image(next((sample_dir / "train/images").glob("*/normal.jpg")))
+    photo = np.full((512, 768, 3), 90, np.uint8)
+    photo[100:356, 20:212] = cv2.resize(face, (192, 256), interpolation=cv2.INTER_AREA)
+    photo[:, 300:684] = face
+    [faces] = find_faces(build_detector(SETTINGS, CPU), photo[None], SETTINGS, every=True)
+    assert len(faces) == 2
+    assert faces[0][0][0] > 300 > 212 > faces[1][0][2]
+
+
+@pytest.fixture
+def untrained_keypoint_rcnn(tmp_path, monkeypatch):
+    """Untrained weights where torchvision keeps those that it has downloaded."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    folder = tmp_path / "torch/hub/checkpoints"
+    folder.mkdir(parents=True)
+    network = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    torch.save(network.state_dict(), folder / Path(WEIGHTS.url).name)
+
+
+def test_crops_by_keypoint_rcnn(photos_dir, untrained_keypoint_rcnn, monkeypatch):
+    def build_small(settings, device):
+        network = build_detector(settings, device)
+        network.transform.min_size = (128,)  # its 800 pixels, and what an untrained network sees
+        network.rpn.post_nms_top_n = lambda: 10  # in them, take many seconds
+        return network
+
+    monkeypatch.setattr("data.crop.build_detector", build_small)
+    for photo in list((photos_dir / "train/images").glob("*/mask?.jpg")):
+        photo.unlink()
+    crop_train(photos_dir, "--detector", "keypoint_rcnn", "--num-workers", 0)
+    manifest = pd.read_csv(photos_dir / "train/crops.csv")
+    assert len(manifest) == 4
+    assert set(manifest["method"]) <= {"keypoint_rcnn", "center"}
+    assert (manifest[["x1", "y1"]].to_numpy() > manifest[["x0", "y0"]].to_numpy()).all()
+    settings = json.loads((photos_dir / "train/crops.json").read_text())
+    assert settings["detector"] == "keypoint_rcnn"
+
+
+def test_keypoint_rcnn_without_network_says_where_its_weights_go(photos_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    done = run("-m", "data.crop", "--data-dir", photos_dir, "--split", "train",
+               "--detector", "keypoint_rcnn", "--num-workers", 0)  # fmt: skip
+    assert_refused(done, "keypoint_rcnn", "could not be downloaded", WEIGHTS.url, "empty")
+
+
+def test_heads_of_people():
+    keypoints = np.zeros((17, 2), np.float32)
+    keypoints[:5] = [(200, 150), (220, 130), (180, 130), (240, 135), (160, 135)]
+    person = np.array([100, 20, 300, 500], np.float32)
+    box = head_box(person, keypoints)
+    assert box == pytest.approx((160, 90, 240, 198))
+    assert head_box(np.array([170, 100, 230, 500.0]), keypoints) == pytest.approx(
+        (170, 100, 230, 198)
+    )
+
+    def network(images):  # three people: one small, one unlikely, one large
+        boxes = torch.tensor([[100, 20, 300, 500], [0, 0, 384, 512], [0, 0, 384, 512.0]])
+        points = torch.from_numpy(np.stack([keypoints, keypoints, 1.5 * keypoints]))
+        points = torch.cat([points, torch.ones(3, 17, 1)], dim=2)
+        people = {"boxes": boxes, "keypoints": points, "scores": torch.tensor([0.9, 0.7, 0.99])}
+        assert all(image.max() <= 1 and image.shape == (3, 512, 384) for image in images)
+        return [people for _ in images]
+
+    network.parameters = lambda: iter([torch.zeros(1)])
+    images = np.full((2, 512, 384, 3), 255, np.uint8)
+    for heads in find_heads(network, images, 20):
+        assert [score for _, score in heads] == pytest.approx([0.99, 0.9])
+        assert heads[1][0] == pytest.approx((160, 90, 240, 198))
+    assert [len(heads) for heads in find_heads(network, images, 100)] == [1, 1]
 
 
 def test_areas_are_averaged_as_torch_does(sample_dir):
@@ -106,7 +198,7 @@ def test_areas_are_averaged_as_torch_does(sample_dir):
 def test_an_image_as_small_as_a_face_is_cropped_centrally(side, min_face_size):
     settings = {**SETTINGS, "min_face_size": min_face_size}
     tiny = np.zeros((2, side, 60, 3), np.uint8)
-    results = find_boxes(build_detector(CPU), tiny, settings)
+    results = find_boxes(build_detector(SETTINGS, CPU), tiny, settings)
     assert [(method, box) for method, box, _ in results] == [("center", (0, 0, 60, side))] * 2
 
 

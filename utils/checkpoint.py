@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from config.config import AUGMENTATIONS, CROP_SETTINGS, HEADS, NETWORKS
+from config.config import AUGMENTATIONS, CROP_SETTINGS, DETECTORS, HEADS, NETWORKS
 from utils.cli import InputError
 from utils.files import atomic_write
 
@@ -43,7 +43,8 @@ def is_rgb(value):
 
 def is_crop(value):
     """Whether value has all settings of a crop."""
-    return isinstance(value, dict) and all(isinstance(value[name], int) for name in CROP_SETTINGS)
+    numbers = [value[name] for name in CROP_SETTINGS if name != "detector"]
+    return value["detector"] in DETECTORS and all(isinstance(number, int) for number in numbers)
 
 
 def fits(test, value):

@@ -190,6 +190,9 @@ def add_crop_arguments(parser):
     """Add the arguments that say how photos are cropped."""
     add = parser.add_argument_group("face crops (sizes in pixels of the photo)").add_argument
     # fmt: off
+    add("--detector", choices=config.DETECTORS, default=config.DETECTOR,
+        help="what finds the face: mtcnn, or keypoint_rcnn (torchvision's, whose weights are "
+        "downloaded; slow, but finds people by more than the face) (default: %(default)s)")
     add("--min-face-size", type=positive_int, default=config.MIN_FACE_SIZE,
         help="smallest face looked for (default: %(default)s)")
     add("--margin-x", type=natural_int, default=config.MARGIN_X,
