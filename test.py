@@ -1,11 +1,11 @@
 """Merge the three heads into a submission: three heads -> 18 classes -> submission.csv.
 
 python test.py
+python test.py --images holiday/
 """
 
-import glob
 import itertools
-import shlex
+import tempfile
 from pathlib import Path
 
 from config import config
@@ -30,8 +30,9 @@ def get_args_parser():
     add_data_arguments(add)
     add("--runs", default=config.OUTPUT_DIR,
         help="folder with the runs of train.py (default: %(default)s)")
-    add("--output", default=config.OUTPUT,
-        help="the submission; probabilities.csv goes beside it (default: %(default)s)")
+    add("--output",
+        help="the submission; probabilities.csv goes beside it "
+        f"(default: {config.OUTPUT}; with --images {config.PREDICTIONS})")
     add("--answers", metavar="FILE",
         help="CSV with ImageID and the true ans, to print the score (default: no score)")
     add("--age-views", type=natural_int, default=config.AGE_VIEWS,
@@ -45,6 +46,12 @@ def get_args_parser():
         "is installed (default: %(default)s)")
     add_machine_arguments(add)
     add_precision_arguments(add)
+    add = parser.add_argument_group("photos that are in no info.csv").add_argument
+    add("--images", nargs="+", metavar="PATH",
+        help="classify these files, and the photos in and below these folders, and draw them on a "
+        "contact sheet beside --output (default: classify eval/)")
+    add("--all-faces", action="store_true",
+        help="a row for each face of a photo (default: for the largest)")
     # fmt: on
     return parser
 
@@ -60,67 +67,26 @@ from tqdm import tqdm
 from data.augment import build_transform
 from data.crop import crop_folder, crop_sets
 from data.dataset import FaceDataset, build_loader
-from data.labels import merge_labels, read_info, read_table, split_classes
-from models.network import FromPixels, build_network, fold_batch_norm
-from models.onnx_runtime import cached_model, load_model, missing_packages
-from utils.checkpoint import load_checkpoint, load_state
+from data.labels import merge_labels, read_answers, read_info, split_classes
+from data.photos import crop_photos, list_photos, refuse_bad_photos
+from models.network import FromPixels, fold_batch_norm, load_network
+from models.onnx_runtime import cached_model, load_model, pick_backend
+from utils.checkpoint import find_checkpoints
 from utils.device import autocast, choose_kernels, pick_precision
-from utils.distributed import in_order, is_first, join_processes, progress_off, wait_for_all
-from utils.files import make_folder, remove_leftovers, write_csv
+from utils.distributed import (
+    in_order,
+    is_first,
+    join_processes,
+    progress_off,
+    wait_for_all,
+    world_size,
+)
+from utils.files import check_output, write_csv
 from utils.metrics import classification_scores
+from utils.report import write_submission_report
+from utils.sheet import MAX_PHOTOS, save_sheet
 
 COLUMNS = [f"{target}_{name}" for target, head in config.HEADS.items() for name in head["classes"]]
-
-
-def find_checkpoints(runs):
-    """Load every fold's best.pth of the three heads under runs: {target: [checkpoint]}.
-
-    Raises InputError for a head without a run, for a checkpoint of another head, and for heads
-    trained on different crops.
-    """
-    found = {}
-    for target in config.HEADS:
-        paths = sorted(Path(runs).glob(f"{target}_fold[0-9]/best.pth"))
-        if not paths:
-            if (Path(runs) / "best.pth").exists():
-                raise InputError(f"--runs {runs}: this is one run; name the folder that holds it")
-            command = ["python", "train.py", "--target", target, "--output-dir", str(runs)]
-            raise InputError(
-                f"{runs}: no {target}_fold<k>/best.pth; train it with: {shlex.join(command)}"
-            )
-        found[target] = [load_checkpoint(path) for path in paths]
-        for checkpoint in found[target]:
-            path = checkpoint["path"]
-            if checkpoint["target"] != target:
-                raise InputError(f"{path}: a checkpoint of the head {checkpoint['target']}")
-            if checkpoint["crop"] != found["mask"][0]["crop"]:
-                raise InputError(f"{path}: trained on other crops than the mask head; train again")
-    return found
-
-
-def pick_backend(name, device, precision):
-    """What runs the networks, "torch" or "onnx"; "auto" is onnx where it is installed and faster.
-
-    Raises InputError where onnx can't be had.
-    """
-    suits = device.type == "cpu" and precision == torch.float32
-    if name == "auto":
-        return "onnx" if suits and not missing_packages() else "torch"
-    if name == "onnx" and not suits:
-        raise InputError("--backend onnx: runs with --device cpu and --precision fp32 only")
-    if name == "onnx" and missing_packages():
-        raise InputError(
-            f"--backend onnx: {' and '.join(missing_packages())} not installed; "
-            "python -m pip install -r requirements-onnx.txt"
-        )
-    return name
-
-
-def load_network(checkpoint):
-    """Rebuild the network of a checkpoint on the CPU, ready to predict."""
-    network = build_network(checkpoint["model"], len(checkpoint["classes"]), checkpoint["resize"])
-    load_state(network, checkpoint)
-    return network.eval()
 
 
 def build_predictor(checkpoint, device, backend):
@@ -138,6 +104,21 @@ def build_predictor(checkpoint, device, backend):
     if not is_first():
         model = cached_model(checkpoint, from_pixels)
     return load_model(model, checkpoint)
+
+
+def paths_of(checkpoints):
+    """The files that checkpoints, {target: [checkpoint]}, were read from."""
+    return [one["path"] for folds in checkpoints.values() for one in folds]
+
+
+def build_members(checkpoints, args, device, backend):
+    """The networks that predict needs: {target: [(function from build_predictor, its views)]}."""
+    return {
+        target: [
+            (build_predictor(one, device, backend), views_of(one, args.age_views)) for one in folds
+        ]
+        for target, folds in checkpoints.items()
+    }
 
 
 def views_of(checkpoint, age_views):
@@ -165,7 +146,7 @@ def load_views(checkpoints, files, args, device):
 def predict(members, loader, views, device, precision):
     """Softmax of each head for each image, averaged over the head's folds and views.
 
-    members: {target: [(function from build_predictor, its views)]}; loader, views: from load_views.
+    members: from build_members; loader, views: from load_views.
     Returns {target: float64 (N, classes)}, each row summing to 1.
     """
     batches = {target: [] for target in members}
@@ -182,25 +163,6 @@ def predict(members, loader, views, device, precision):
     }
 
 
-def read_answers(path, info):
-    """The true classes of info's images, int64 (N,), from a CSV with ImageID and ans.
-
-    Raises InputError when an image has no answer, or not one class from 0 to 17.
-    """
-    table = read_table(path, ["ImageID", "ans"], "it should hold the true classes")
-    if table["ImageID"].duplicated().any():
-        twice = table["ImageID"][table["ImageID"].duplicated()].iloc[0]
-        raise InputError(f"{path}: ImageID {twice} stands there twice")
-    classes = pd.to_numeric(table.set_index("ImageID")["ans"], errors="coerce")
-    answers = info["ImageID"].map(classes)
-    wrong = info["ImageID"][~answers.isin(range(18))]
-    if len(wrong):
-        raise InputError(
-            f"{path}: no class from 0 to 17 for {len(wrong)} images, first {wrong.iloc[0]}"
-        )
-    return answers.to_numpy(dtype=np.int64)
-
-
 def print_scores(answers, classes):
     """Print macro-F1 and accuracy over the 18 classes and for each head; both int64 (N,)."""
     scores = classification_scores(answers, classes, 18)
@@ -212,49 +174,39 @@ def print_scores(answers, classes):
         print(f"{target}: macro-F1 {scores['macro_f1']:.4f}, accuracy {scores['accuracy']:.4f}")
 
 
-def main():
+def parse_args():
+    """Parse the command line, check what argparse can't."""
     args = get_args_parser().parse_args()
-    device = join_processes(args.device)
-    precision = pick_precision(args.precision, device)
-    backend = pick_backend(args.backend, device, precision)
+    if args.all_faces and not args.images:
+        raise InputError("--all-faces: does nothing without --images")
+    for name in ("answers", "crop_dir"):
+        if args.images and getattr(args, name):
+            raise InputError(f"--{name.replace('_', '-')}: does nothing with --images")
+    if args.output is None:
+        args.output = config.PREDICTIONS if args.images else config.OUTPUT
+    return args
+
+
+def submit(args, checkpoints, device, precision, backend):
+    """Classify the eval images: the submission, probabilities.csv and, with answers, the score."""
     # All that can be wrong, before any work.
-    checkpoints = find_checkpoints(args.runs)
-    if args.age_views and any(fold["augment"] == "none" for fold in checkpoints["age"]):
-        raise InputError(
-            "--age-views: an age head was trained without augmentation, so has no views"
-        )
     info = read_info(args.data_dir)
     answers = read_answers(args.answers, info) if args.answers else None
     output = Path(args.output)
-    probabilities = output.with_name("probabilities.csv")
-    if output == probabilities or any(
-        p.exists() and not p.is_file() for p in (output, probabilities)
-    ):
-        raise InputError(f"--output {output}: name a file, and not probabilities.csv")
-    make_folder(output.parent, "give another --output")
     inputs = [Path(args.data_dir) / "eval" / "info.csv", *([args.answers] if args.answers else [])]
-    inputs += [fold["path"] for folds in checkpoints.values() for fold in folds]
-    for path in (output, probabilities):
-        if path.exists() and any(path.samefile(read) for read in inputs):
-            raise InputError(f"--output {output}: would overwrite {path}, which is read here")
-        remove_leftovers(output.parent, f".{glob.escape(path.name)}")
+    beside = [output.with_name("probabilities.csv")]
+    beside += [output.with_name("report.html")] if args.answers else []
+    check_output(output, beside, [*inputs, *paths_of(checkpoints)])
 
-    members = {
-        target: [
-            (build_predictor(one, device, backend), views_of(one, args.age_views)) for one in folds
-        ]
-        for target, folds in checkpoints.items()
-    }
+    members = build_members(checkpoints, args, device, backend)
     files = info["ImageID"].tolist()
-    settings = checkpoints["mask"][0]["crop"]
     photos = ("eval", files, ["any shot"] * len(files))
-    [manifest] = crop_sets(args, [photos], settings, device)
+    [manifest] = crop_sets(args, [photos], checkpoints["mask"][0]["crop"], device)
     bad = (manifest["method"] == "bad").to_numpy()  # none, but with --skip-bad
     if bad.all():
         raise InputError(f"{args.data_dir}: not one readable image in eval/images")
     folder = crop_folder(args.data_dir, args.crop_dir, "eval")
     crops = [folder / file for file in info["ImageID"][~bad]]
-    choose_kernels(args.deterministic)
     loader, views = load_views(checkpoints, crops, args, device)
     heads = predict(members, loader, views, device, precision)
 
@@ -264,16 +216,70 @@ def main():
     classes = np.full(len(info), np.bincount(predicted).argmax())
     classes[~bad] = predicted
     write_csv(output, info.assign(ans=classes))
-    table = np.full((len(info), len(COLUMNS)), np.nan)
-    table[~bad] = np.concatenate([heads[target] for target in config.HEADS], axis=1).round(6)
-    table = pd.DataFrame(table, columns=COLUMNS, index=info["ImageID"]).reset_index()
-    write_csv(probabilities, table)
+    probs = np.full((len(info), len(COLUMNS)), np.nan)
+    probs[~bad] = np.concatenate([heads[target] for target in config.HEADS], axis=1)
+    table = pd.DataFrame(probs, columns=COLUMNS, index=info["ImageID"])
+    write_csv(beside[0], table.round(6).reset_index())
     if bad.any():
         print(f"bad images, given the most frequent class, {classes[bad][0]}: {bad.sum()}")
     counts = ", ".join(f"{len(folds)} {target}" for target, folds in checkpoints.items())
     print(f"{len(info)} images, networks: {counts}; run by {backend} on {device.type} -> {output}")
     if answers is not None:
         print_scores(answers, classes)
+        heads = {target: table.filter(like=f"{target}_").to_numpy() for target in config.HEADS}
+        write_submission_report(beside[1], vars(args), manifest, folder, heads, answers, classes)
+        print(f"report: {beside[1]}")
+
+
+def classify_photos(args, checkpoints, device, precision, backend):
+    """Classify the faces of any photos: predictions.csv and a contact sheet beside it."""
+    photos = list_photos(args.images)
+    output = Path(args.output)
+    sheet = output.with_suffix(".png")
+    check_output(output, [sheet], [*photos, *paths_of(checkpoints)])
+    if world_size() > 1:
+        raise InputError("--images: works in a single process only; start it with python")
+
+    members = build_members(checkpoints, args, device, backend)
+    settings = checkpoints["mask"][0]["crop"]
+    with tempfile.TemporaryDirectory() as folder:
+        faces, bad = crop_photos(photos, Path(folder), settings, args.all_faces, device, args)
+        if bad and not args.skip_bad:
+            refuse_bad_photos(bad)
+        if faces.empty:
+            raise InputError(f"{', '.join(args.images)}: not one readable photo")
+        loader, views = load_views(checkpoints, faces["crop"].tolist(), args, device)
+        heads = predict(members, loader, views, device, precision)
+
+    table = faces.drop(columns="crop")
+    answers = {target: probs.argmax(axis=1) for target, probs in heads.items()}
+    for target, head in config.HEADS.items():
+        table[target] = np.array(head["classes"])[answers[target]]
+    table["ans"] = merge_labels(*(answers[target] for target in config.HEADS))
+    table[COLUMNS] = np.concatenate([heads[target] for target in config.HEADS], axis=1).round(6)
+    write_csv(output, table)
+    save_sheet(sheet, table)
+    if bad:
+        print(f"bad photos, left out: {len(bad)}, first {next(iter(bad))}")
+    if table["file"].nunique() > MAX_PHOTOS:
+        print(f"{sheet}: the first {MAX_PHOTOS} photos")
+    missed = table["method"] == "center"
+    print(f"{len(photos) - len(bad)} photos, {len(table)} faces, {missed.sum()} of them not found "
+          f"(their photos' centre) -> {output}, {sheet}")  # fmt: skip
+
+
+def main():
+    args = parse_args()
+    device = join_processes(args.device)
+    precision = pick_precision(args.precision, device)
+    backend = pick_backend(args.backend, device, precision)
+    checkpoints = find_checkpoints(args.runs)
+    if args.age_views and any(fold["augment"] == "none" for fold in checkpoints["age"]):
+        raise InputError(
+            "--age-views: an age head was trained without augmentation, so has no views"
+        )
+    choose_kernels(args.deterministic)
+    (classify_photos if args.images else submit)(args, checkpoints, device, precision, backend)
 
 
 if __name__ == "__main__":

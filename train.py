@@ -5,6 +5,7 @@ python train.py --target age --lr 1e-4 --epochs 4
 
 import math
 import time
+from importlib.util import find_spec
 
 from config import config
 from utils.cli import (
@@ -41,6 +42,10 @@ def get_args_parser():
     add("--output-dir", default=config.OUTPUT_DIR,
         help="the run goes to <target>_fold<k> in it (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace a run that is there (default: refuse)")
+    add("--no-report", action="store_true",
+        help="leave out the run's pictures and report.html (default: made at the end)")
+    add("--tensorboard", action="store_true",
+        help="also log to the run's folder tensorboard/ (default: log.csv alone)")
     add("--resume", action="store_true",
         help="go on after the last epoch of a run that is there (default: refuse)")
     add("--fold", type=whole_number, choices=range(config.NUM_FOLDS), default=config.FOLD,
@@ -124,11 +129,19 @@ from utils.distributed import (
 )
 from utils.files import write_csv, write_json
 from utils.metrics import classification_scores
+from utils.predictions import valid_predictions
+from utils.report import report_run
 from utils.runs import (
     arguments_that_matter,
+    best_f1,
     clear_folder,
     load_last,
+    log_row,
+    log_scalars,
+    open_tensorboard,
     prepare_folder,
+    print_epoch,
+    print_header,
     restore,
 )
 
@@ -159,6 +172,8 @@ def parse_args():
         raise InputError(f"--resize {args.resize}: the networks take from 64 to 4096 pixels")
     if args.weights and args.no_pretrained:
         raise InputError("--weights and --no-pretrained: give one of them")
+    if args.tensorboard and find_spec("tensorboard") is None:
+        raise InputError("--tensorboard: not installed; python -m pip install tensorboard")
     if args.overwrite and args.resume:
         raise InputError("--overwrite and --resume: give one of them")
     return args
@@ -207,7 +222,9 @@ def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, 
 
 @torch.inference_mode()
 def evaluate(network, loader, criterion, pixel_stats, precision):
-    """Returns the loss and the classification_scores, each over the whole of loader at once."""
+    """Returns the classification_scores, the loss and the logits, float32 (N, C) on the CPU: all
+    over the whole of loader at once.
+    """
     device = pixel_stats.device
     network.eval()
     logits, targets = [], []
@@ -218,9 +235,8 @@ def evaluate(network, loader, criterion, pixel_stats, precision):
         targets.append(batch_targets)
     logits = [batch.cpu() for batch in logits]
     logits, targets = torch.cat(in_order(logits)), torch.cat(in_order(targets))
-    loss = float(criterion(logits, targets))
-    predictions = logits.argmax(dim=1).numpy()
-    return {"loss": loss, **classification_scores(targets.numpy(), predictions, logits.shape[1])}
+    scores = classification_scores(targets.numpy(), logits.argmax(dim=1).numpy(), logits.shape[1])
+    return {**scores, "loss": float(criterion(logits, targets)), "logits": logits}
 
 
 def describe(args):
@@ -239,41 +255,12 @@ def describe(args):
     }
 
 
-def log_row(epoch, train_loss, scores, classes):
-    """A row of log.csv. No times in it: the same run gives the same file."""
-    return {
-        "epoch": epoch,
-        "train_loss": train_loss,
-        "valid_loss": scores["loss"],
-        "accuracy": scores["accuracy"],
-        "macro_f1": scores["macro_f1"],
-        **{f"f1_{name}": f1 for name, f1 in zip(classes, scores["class_f1"])},
-    }
+def save_epoch(folder, args, network, log, predictions, resumable):
+    """Write an epoch's log.csv and last.pth, and best.pth and valid_predictions.csv if its macro-F1
+    is the best so far.
 
-
-def print_header(classes):
-    names = "".join(f"{'F1 ' + name:>14}" for name in classes)
-    print(f"epoch  train loss  valid loss  accuracy  macro-F1{names}  images/s  seconds")
-
-
-def print_epoch(row, classes, speed, seconds):
-    class_f1 = "".join(f"{row['f1_' + name]:>14.4f}" for name in classes)
-    print(
-        f"{row['epoch']:>5}{row['train_loss']:>12.4f}{row['valid_loss']:>12.4f}"
-        f"{row['accuracy']:>10.4f}{row['macro_f1']:>10.4f}{class_f1}{speed:>10.1f}{seconds:>9.1f}",
-        flush=True,
-    )
-
-
-def best_f1(log):
-    """The best valid macro-F1 of the epochs in log; below every F1 when there are none."""
-    return max((row["macro_f1"] for row in log), default=-1.0)
-
-
-def save_epoch(folder, args, network, log, resumable):
-    """Write an epoch's log.csv and last.pth, and best.pth if its macro-F1 is the best so far.
-
-    resumable: what last.pth holds more than best.pth, {name: plain types and tensors}.
+    predictions: from valid_predictions; resumable: what last.pth holds more than best.pth, {name:
+    plain types and tensors}.
     """
     if not GO_ON:  # until last.pth is there
         GO_ON[:] = ["--overwrite"]
@@ -286,6 +273,7 @@ def save_epoch(folder, args, network, log, resumable):
         "network": network.state_dict(),
     }
     if f1 > best_f1(log[:-1]):
+        write_csv(folder / "valid_predictions.csv", predictions)
         save_checkpoint(folder / "best.pth", checkpoint)
     save_checkpoint(folder / "last.pth", {**checkpoint, "log": log, **resumable})
     GO_ON[:] = ["--resume"]
@@ -314,7 +302,7 @@ def main():
     network = build_network(args.model, len(classes), args.resize, *start_from).to(device)
     if args.compile:
         compile_network(network, device)
-    train_loader, valid_loader, data = load_fold(images, args, device)
+    train_loader, valid_loader, valid, data = load_fold(images, args, device)
 
     choose_kernels(args.deterministic)
     pixel_stats = torch.tensor(normalization(args.model), device=device)
@@ -334,6 +322,7 @@ def main():
         clear_folder(folder)
     if is_first():
         write_json(folder / "config.json", vars(args))
+    scalars = open_tensorboard(folder, len(log)) if args.tensorboard and is_first() else None
     network_of_all = as_one(network, device) if world_size() > 1 else network
     where = device if world_size() == 1 else f"{world_size()} x {device.type}"
     print(
@@ -362,9 +351,14 @@ def main():
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(),
             }
-            save_epoch(folder, args, network, log, resumable)
+            predictions = valid_predictions(valid, scores["logits"], args.target)
+            save_epoch(folder, args, network, log, predictions, resumable)
+            if scalars:
+                log_scalars(scalars, log[-1])
         print_epoch(log[-1], classes, speed, time.perf_counter() - start)
     print(f"best valid macro-F1 {best_f1(log):.4f}: {folder / 'best.pth'}")
+    if is_first() and not args.no_report:
+        report_run(folder)
 
 
 if __name__ == "__main__":

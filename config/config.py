@@ -11,7 +11,7 @@ OFFICIAL_AGE_BORDER = 60
 
 # data
 DATA_DIR = os.environ.get("MAG_DATA_DIR") or "input/data"
-CROP_DIR = None  # None: beside the photos, in the data directory
+CROP_DIR = os.environ.get("MAG_CROP_DIR") or None  # None: in the data directory
 OUTPUT_DIR = "runs"
 FOLD = 0
 FOLD_SEED = 777  # apart from SEED, so that runs with other seeds still share their valid people
@@ -69,6 +69,7 @@ HEADS = {
 
 # prediction
 OUTPUT = "submission.csv"
+PREDICTIONS = "predictions.csv"  # of --images
 AGE_VIEWS = 0  # the original's test-time mode for age used 7
 
 # machine

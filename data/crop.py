@@ -158,18 +158,19 @@ def save_crop(image, box, path):
 
 
 def equal_size_batches(sizes, batch_size):
-    """Group indices of equal (width, height) into batches, the largest images first.
+    """Group files of equal size into batches, the largest images first. sizes: {file: (width,
+    height)}.
 
     What memory they need is then known at once, and suffices for all that come after.
     """
     buckets = {}
-    for index, size in enumerate(sizes):
-        buckets.setdefault(size, []).append(index)
+    for file, size in sizes.items():
+        buckets.setdefault(size, []).append(file)
     largest_first = sorted(buckets.items(), key=lambda item: -item[0][0] * item[0][1])
-    for (width, height), indices in largest_first:
+    for (width, height), files in largest_first:
         step = max(1, min(batch_size, batch_size * PHOTO_PIXELS // (width * height)))
-        for start in range(0, len(indices), step):
-            yield indices[start : start + step]
+        for start in range(0, len(files), step):
+            yield files[start : start + step]
 
 
 @contextlib.contextmanager
@@ -263,12 +264,14 @@ class PhotoBatches(Dataset):
                 bad[file] = "changed while it was read"
             elif image is not None:
                 images[file] = image
-        if not images:
-            return [], bad
+        return self.cut_out(images) if images else [], bad
+
+    def cut_out(self, images):
+        """Crop images, {file: uint8 array (H, W, 3)} of one size, to the folder."""
         results = find_boxes(self.detector, np.stack(list(images.values())), self.settings)
         for (file, image), (_, box, _) in zip(images.items(), results):
             save_crop(image, box, self.folder / file)
-        return [(file, *result) for file, result in zip(images, results)], bad
+        return [(file, *result) for file, result in zip(images, results)]
 
 
 def try_to(read, path, file, bad):
@@ -293,12 +296,8 @@ def crop_each(source, folder, files, settings, device, args, bad):
             sizes = {file: size for file, size in zip(files, sizes) if size is not None}
     sizes, its_bad = shared((sizes, bad))
     bad |= its_bad
-    readable = list(sizes)
     batch_size = args.crop_batch_size or config.CROP_BATCH_SIZES[device.type]
-    batches = [
-        [readable[index] for index in batch]
-        for batch in equal_size_batches(sizes.values(), batch_size)
-    ][rank() :: world_size()]
+    batches = list(equal_size_batches(sizes, batch_size))[rank() :: world_size()]
     workers = min(args.num_workers, len(batches) - 1) if batches else 0
     if device.type == "cuda":  # of which each takes a detector's memory there
         workers = min(workers, 4)

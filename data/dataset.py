@@ -106,17 +106,20 @@ def build_loader(dataset, batch_size, num_workers, device, train=False):
 
 
 def load_fold(images, args, device):
-    """The train and valid DataLoaders of args.target and args.fold, and a digest, one string that
-    other photos or labels would change; crops what is missing.
+    """The train and valid DataLoaders of args.target and args.fold, the valid photos and a digest;
+    crops what is missing.
 
     images: from list_train_images, with the column fold. Train labels use args.age_border, valid
-    labels the official border. Raises InputError for bad data.
+    labels the official border. The valid photos are rows of images, in the loader's order, with the
+    manifest's column method; the digest is one string that other photos or labels would change.
+    Raises InputError for bad data.
     """
     photos = ("train", images["file"].tolist(), images["shot"].tolist())
     [manifest] = crop_sets(args, [photos], crop_settings(args), device)
     # Its size tells whether a photo is the same, on another machine, too.
     images = images.assign(source_size=manifest["source_size"].to_numpy())
-    images = images[(manifest["method"] != "bad").to_numpy()]  # all, but with --skip-bad
+    good = (manifest["method"] != "bad").to_numpy()  # all, but with --skip-bad
+    images, methods = images[good], manifest["method"].to_numpy()[good]
     folder = crop_folder(args.data_dir, args.crop_dir, "train")
 
     # In a run of one epoch, no image is read twice.
@@ -136,7 +139,8 @@ def load_fold(images, args, device):
         )
         return build_loader(dataset, args.batch_size, args.num_workers, device, train)
 
-    train, valid = images[images["fold"] != args.fold], images[images["fold"] == args.fold]
+    is_valid = images["fold"] == args.fold
+    train, valid = images[~is_valid], images[is_valid]
     if train.empty or valid.empty:
         raise InputError(f"{args.data_dir}: no readable photos are left to train or validate on")
     if len(train) < world_size():
@@ -145,5 +149,6 @@ def load_fold(images, args, device):
     return (
         loader(train, train_labels, args.augment, train=True),
         loader(valid, head_labels(valid, args.target), "none"),
+        valid.assign(method=methods[is_valid.to_numpy()]),
         hashlib.sha256(images.to_csv(index=False, lineterminator="\n").encode()).hexdigest(),
     )

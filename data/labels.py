@@ -154,6 +154,25 @@ def read_info(data_dir):
     return info
 
 
+def read_answers(path, info):
+    """The true classes of info's images, int64 (N,), from a CSV with ImageID and ans.
+
+    Raises InputError when an image has no answer, or not one class from 0 to 17.
+    """
+    table = read_table(path, ["ImageID", "ans"], "it should hold the true classes")
+    if table["ImageID"].duplicated().any():
+        twice = table["ImageID"][table["ImageID"].duplicated()].iloc[0]
+        raise InputError(f"{path}: ImageID {twice} stands there twice")
+    classes = pd.to_numeric(table.set_index("ImageID")["ans"], errors="coerce")
+    answers = info["ImageID"].map(classes)
+    wrong = info["ImageID"][~answers.isin(range(18))]
+    if len(wrong):
+        raise InputError(
+            f"{path}: no class from 0 to 17 for {len(wrong)} images, first {wrong.iloc[0]}"
+        )
+    return answers.to_numpy(dtype=np.int64)
+
+
 def age_labels(ages, border=OFFICIAL_AGE_BORDER):
     """Ages in years, int (N,) -> int64 (N,): 0 under 30, 1 from 30 on, 2 from border on."""
     return np.digitize(ages, [30, border])

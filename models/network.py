@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config.config import NETWORKS
-from utils.checkpoint import read_tensors
+from utils.checkpoint import load_state, read_tensors
 from utils.cli import InputError
 
 # Each convolution with the batch norm behind it, by their names in both packages.
@@ -92,6 +92,13 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False):
         network.set_swish(memory_efficient=False)
     pad_in_convolutions(network)
     return network.to(memory_format=torch.channels_last)
+
+
+def load_network(checkpoint):
+    """Rebuild the network of load_checkpoint's dict on the CPU, ready to predict."""
+    network = build_network(checkpoint["model"], len(checkpoint["classes"]), checkpoint["resize"])
+    load_state(network, checkpoint)
+    return network.eval()
 
 
 def pad_in_convolutions(network):

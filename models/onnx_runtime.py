@@ -24,6 +24,24 @@ def missing_packages():
     return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
+def pick_backend(name, device, precision):
+    """What runs the networks, "torch" or "onnx"; "auto" is onnx where it is installed and faster.
+
+    Raises InputError where onnx can't be had.
+    """
+    suits = device.type == "cpu" and precision == torch.float32
+    if name == "auto":
+        return "onnx" if suits and not missing_packages() else "torch"
+    if name == "onnx" and not suits:
+        raise InputError("--backend onnx: runs with --device cpu and --precision fp32 only")
+    if name == "onnx" and missing_packages():
+        raise InputError(
+            f"--backend onnx: {' and '.join(missing_packages())} not installed; "
+            "python -m pip install -r requirements-onnx.txt"
+        )
+    return name
+
+
 def export(network, resize):
     """The ONNX model, bytes, of a network that takes uint8 (N, resize, resize, 3) to logits.
 

@@ -63,7 +63,7 @@ def test_center_box():
 
 def test_batches_hold_one_size_and_a_bounded_number_of_pixels():
     sizes = [(384, 512), (10, 10), (384, 512), (4000, 3000), (384, 512), (4000, 3000)]
-    assert list(equal_size_batches(sizes, 2)) == [[3], [5], [0, 2], [4], [1]]
+    assert list(equal_size_batches(dict(enumerate(sizes)), 2)) == [[3], [5], [0, 2], [4], [1]]
 
 
 def test_boxes_are_those_of_the_originals_detector(sample_dir):

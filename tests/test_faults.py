@@ -27,7 +27,7 @@ from data.images import load_image
 from utils.checkpoint import load_checkpoint
 
 ROUNDS = 10 if os.environ.get("SOAK") else 1
-RUN_FILES = ("best.pth", "last.pth", "log.csv")
+RUN_FILES = ("best.pth", "last.pth", "log.csv", "valid_predictions.csv")
 TABLES = ("submission.csv", "probabilities.csv")
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has neither fork nor signals")
@@ -154,9 +154,11 @@ def test_killed_training(start, uninterrupted, sample_dir, tmp_path, workers, ki
         assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
-@pytest.mark.parametrize("kill_at", range(2, 8) if ROUNDS > 1 else (4, 5))
+@pytest.mark.parametrize("kill_at", range(2, 10) if ROUNDS > 1 else (5, 6))
 def test_training_killed_between_two_files(start, uninterrupted, sample_dir, tmp_path, kill_at):
-    """The files of a run are config.json, then log.csv, best.pth and last.pth of each epoch."""
+    """A run writes config.json, then log.csv, valid_predictions.csv, best.pth and last.pth in each
+    epoch, the two in the middle only if it is better than those before.
+    """
     arguments = train_command(sample_dir, tmp_path, "--epochs", 3, "--num-workers", 0)
     process = start(*arguments, kill_at=kill_at)
     process.join(120)

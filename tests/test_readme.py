@@ -9,7 +9,9 @@ import data.sample
 import test
 import train
 import utils.benchmark
+import utils.report
 import utils.scale
+import utils.view_model
 from config import config
 from conftest import ROOT
 
@@ -22,6 +24,8 @@ PARSERS = {
     "-m data.sample": data.sample.get_args_parser,
     "-m utils.benchmark": utils.benchmark.get_args_parser,
     "-m utils.scale": utils.scale.get_args_parser,
+    "-m utils.report": utils.report.get_args_parser,
+    "-m utils.view_model": utils.view_model.get_args_parser,
 }
 COMMANDS = re.findall(r"python ((?:-m )?[\w.]+) ?([^\n;`#]*)", BLOCKS + README)
 COMMANDS += re.findall(r"torchrun [^\n`]*?((?:-m )?[\w.]*\.(?:py|crop)) ?([^\n;`#]*)", README)

@@ -5,7 +5,7 @@ import pytest
 import train
 from conftest import SMALL, assert_refused, run, run_ok
 
-FILES = ("best.pth", "last.pth", "log.csv")
+FILES = ("best.pth", "last.pth", "log.csv", "valid_predictions.csv")
 
 
 def command(sample_dir, output, *arguments):

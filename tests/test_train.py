@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data.crop
 import data.sample
@@ -21,6 +22,7 @@ from data.images import load_image
 from data.labels import assign_folds, head_labels, list_train_images
 from models.network import normalize
 from utils.checkpoint import load_checkpoint
+from utils.plots import draw_confusion, draw_curves
 
 
 def train_small(data_dir, output, *arguments):
@@ -40,7 +42,8 @@ def train_small(data_dir, output, *arguments):
 def test_a_run_leaves_its_files(runs_dir, sample_dir):
     folder = runs_dir / "gender_fold1"
     assert {path.name for path in folder.iterdir() if path.suffix != ".onnx"} == {
-        "best.pth", "last.pth", "config.json", "log.csv",
+        "best.pth", "last.pth", "config.json", "log.csv", "valid_predictions.csv",
+        "curves.png", "confusion.png", "report.html", "tensorboard",
     }  # fmt: skip
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert (settings["target"], settings["lr"], settings["loss"]) == (
@@ -105,11 +108,9 @@ def test_the_epoch_line_has_fixed_columns(sample_dir, tmp_path):
 
 
 def test_best_is_the_best_epoch_and_last_the_last(sample_dir, tmp_path, monkeypatch):
-    scores = iter([0.5, 0.9, 0.7])
+    scores, real = iter([0.5, 0.9, 0.7]), train.evaluate
     monkeypatch.setattr(
-        train,
-        "evaluate",
-        lambda *_: {"loss": 1.0, "accuracy": 0, "macro_f1": next(scores), "class_f1": [0] * 3},
+        train, "evaluate", lambda *batches: {**real(*batches), "macro_f1": next(scores)}
     )
     done = train_small(sample_dir, tmp_path, "--target", "mask", "--epochs", 3)
     assert done.returncode == 0, done.stderr
@@ -200,12 +201,18 @@ def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
     args = Namespace(
         data_dir=sample_dir, crop_dir=None, target="age", fold=0, fold_seed=777, age_border=31,
         resize=64, augment="none", seed=1, batch_size=8, num_workers=0, crop_batch_size=8,
-        min_face_size=20, margin_x=20, margin_y=30, center_size=300, skip_bad=False,
-        epochs=2, cache="auto",
+        detector="mtcnn", min_face_size=20, margin_x=20, margin_y=30, center_size=300,
+        skip_bad=False, epochs=2, cache="auto",
     )  # fmt: skip
-    train_loader, valid_loader, _ = load_fold(images, args, torch.device("cpu"))
+    train_loader, valid_loader, valid, _ = load_fold(images, args, torch.device("cpu"))
     folds = images["fold"]
     assert sorted(valid_loader.dataset.labels) == sorted(head_labels(images[folds == 0], "age"))
+    assert valid["file"].tolist() == images["file"][folds == 0].tolist()
+    assert [str(path) for path in valid_loader.dataset.files] == [
+        str(sample_dir / "train/new_img" / file) for file in valid["file"]
+    ]
+    manifest = pd.read_csv(sample_dir / "train/crops.csv").set_index("file")
+    assert valid["method"].tolist() == manifest.loc[valid["file"], "method"].tolist()
     train_people = images[folds != 0]
     assert (train_loader.dataset.labels == np.digitize(train_people["age"], [30, 31])).all()
     assert (train_loader.dataset.labels != head_labels(train_people, "age")).any()
@@ -233,6 +240,62 @@ def test_macro_f1_is_computed_once_over_the_whole_valid_set():
     expected = f1_score([0, 0, 1, 2], [0, 1, 1, 2], average="macro")
     assert scores["macro_f1"] == pytest.approx(expected)
     assert scores["accuracy"] == 0.75
+
+
+def test_valid_predictions_are_those_of_the_best_epoch(sample_dir, tmp_path):
+    run_ok("train.py", "--target", "age", "--data-dir", sample_dir, "--output-dir", tmp_path,
+           *SMALL, "--epochs", 3, "--lr", 3e-3)  # fmt: skip
+    log = pd.read_csv(tmp_path / "age_fold0/log.csv")
+    table = pd.read_csv(tmp_path / "age_fold0/valid_predictions.csv", dtype={"person": str})
+    assert list(table.columns) == [
+        "file", "person", "shot", "method", "gender", "age", "label", "predicted",
+        "p_under30", "p_30to59", "p_60plus", "loss",
+    ]  # fmt: skip
+    classes = list(config.HEADS["age"]["classes"])
+    probs = table[[f"p_{name}" for name in classes]].to_numpy()
+    labels = [classes.index(name) for name in table["label"]]
+    assert labels == np.digitize(table["age"], [30, 60]).tolist()
+    assert [classes[i] for i in probs.argmax(axis=1)] == table["predicted"].tolist()
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=3e-6)
+    its = probs[np.arange(len(labels)), labels]
+    np.testing.assert_allclose(table["loss"], -np.log(its.clip(1e-9)), rtol=0.01, atol=1e-5)
+    best = log["macro_f1"].max()
+    f1 = f1_score(table["label"], table["predicted"], labels=classes, average="macro",
+                  zero_division=0)  # fmt: skip
+    assert f1 == pytest.approx(best)
+    assert log["macro_f1"].nunique() > 1
+    images = list_train_images(sample_dir).set_index("file").loc[table["file"]]
+    for name, other in (("person", "group"), ("shot", "shot"), ("gender", "gender")):
+        assert table[name].tolist() == images[other].tolist()
+
+
+def test_tensorboard_has_the_scalars_of_the_log(runs_dir):
+    events = EventAccumulator(str(runs_dir / "gender_fold1/tensorboard")).Reload()
+    log = pd.read_csv(runs_dir / "gender_fold1/log.csv")
+    assert set(events.Tags()["scalars"]) == set(log.columns) - {"epoch"}
+    for name in events.Tags()["scalars"]:
+        scalars = events.Scalars(name)
+        assert [event.step for event in scalars] == log["epoch"].tolist()
+        assert [event.value for event in scalars] == pytest.approx(log[name].tolist())
+
+
+def test_curves_and_confusion_show_the_figures():
+    log = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [1.0, 0.5, 0.2],
+                        "valid_loss": [0.9, 0.7, 0.8], "macro_f1": [0.3, 0.6, 0.6],
+                        "accuracy": [0.5, 0.7, 0.6]})  # fmt: skip
+    losses, scores = draw_curves(log, "age").axes
+    drawn = {
+        line.get_label(): line.get_xydata().tolist() for line in (*losses.lines, *scores.lines)
+    }
+    assert drawn["train"] == [[1, 1.0], [2, 0.5], [3, 0.2]]
+    assert drawn["valid"] == [[1, 0.9], [2, 0.7], [3, 0.8]]
+    assert drawn["best: 0.6000, epoch 2"] == [[2, 0.6]]
+    assert [axes.get_xlabel() for axes in (losses, scores)] == ["epoch", "epoch"]
+    axes = draw_confusion(np.array([[3, 1, 0], [0, 0, 0], [2, 0, 2]]), ["a", "b", "c"], "t").axes[0]
+    assert [text.get_text() for text in axes.texts] == [
+        "3\n75.0%", "1\n25.0%", "0\n0.0%", *["0\n0.0%"] * 3, "2\n50.0%", "0\n0.0%", "2\n50.0%",
+    ]  # fmt: skip
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
 
 
 def test_a_run_is_not_overwritten_unless_asked(sample_dir, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import pickle
+import shlex
 import struct
 import sys
 import zipfile
@@ -128,3 +129,29 @@ def load_state(network, checkpoint):
         raise InputError(
             f"{checkpoint['path']}: not weights of {checkpoint['model']}; train it again"
         ) from error
+
+
+def find_checkpoints(runs):
+    """Load every fold's best.pth of the three heads under runs: {target: [checkpoint]}.
+
+    Raises InputError for a head without a run, for a checkpoint of another head, and for heads
+    trained on different crops.
+    """
+    found = {}
+    for target in HEADS:
+        paths = sorted(Path(runs).glob(f"{target}_fold[0-9]/best.pth"))
+        if not paths:
+            if (Path(runs) / "best.pth").exists():
+                raise InputError(f"--runs {runs}: this is one run; name the folder that holds it")
+            command = ["python", "train.py", "--target", target, "--output-dir", str(runs)]
+            raise InputError(
+                f"{runs}: no {target}_fold<k>/best.pth; train it with: {shlex.join(command)}"
+            )
+        found[target] = [load_checkpoint(path) for path in paths]
+        for checkpoint in found[target]:
+            path = checkpoint["path"]
+            if checkpoint["target"] != target:
+                raise InputError(f"{path}: a checkpoint of the head {checkpoint['target']}")
+            if checkpoint["crop"] != found["mask"][0]["crop"]:
+                raise InputError(f"{path}: trained on other crops than the mask head; train again")
+    return found

@@ -153,7 +153,7 @@ def add_data_arguments(add):
     add("--data-dir", default=config.DATA_DIR,
         help="folder with train/ and eval/ (default: input/data, or what MAG_DATA_DIR says)")
     add("--crop-dir", default=config.CROP_DIR,
-        help="folder for the cropped faces (default: the data directory)")
+        help="folder for the cropped faces (default: the data directory, or MAG_CROP_DIR)")
     add("--skip-bad", action="store_true",
         help="do without photos that can't be read (default: name them and stop)")
     # fmt: on

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import glob
 import json
 import os
 import tempfile
@@ -68,6 +69,21 @@ def check_file(path, way_out):
             pass
     except OSError as error:
         raise InputError(f"{path}: can't be written ({error.strerror}); {way_out}") from error
+
+
+def check_output(output, beside, inputs):
+    """Make sure that the file of --output and those beside it can be written, are different ones
+    and none of the inputs. Raises InputError otherwise.
+    """
+    paths = [output, *beside]
+    if output in beside or any(path.exists() and not path.is_file() for path in paths):
+        names = " or ".join(path.name for path in beside)
+        raise InputError(f"--output {output}: name a file, and not {names}")
+    make_folder(output.parent, "give another --output")
+    for path in paths:
+        if path.exists() and any(path.samefile(read) for read in inputs):
+            raise InputError(f"--output {output}: would overwrite {path}, which is read here")
+        remove_leftovers(output.parent, f".{glob.escape(path.name)}")
 
 
 def write_csv(path, table):

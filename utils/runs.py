@@ -1,5 +1,6 @@
 """The folder of a run: what is in it, when it may be written, how --resume finds it."""
 
+import shutil
 from pathlib import Path
 
 from utils.checkpoint import load_checkpoint, load_state
@@ -7,10 +8,13 @@ from utils.cli import InputError
 from utils.device import precision_name
 from utils.files import make_folder, remove_leftovers
 
-RUN_FILES = ("best.pth", "last.pth", "log.csv")
+RUN_FILES = ("best.pth", "last.pth", "log.csv", "valid_predictions.csv", "curves.png",
+             "confusion.png", "report.html")  # fmt: skip
+TENSORBOARD = "tensorboard"
 # All other arguments decide what a run ends with, so that --resume must find them unchanged.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "cache", "crop_batch_size", "device",
-                  "num_workers", "epochs", "overwrite", "resume", "skip_bad"}  # fmt: skip
+                  "num_workers", "epochs", "overwrite", "resume", "skip_bad", "no_report",
+                  "tensorboard"}  # fmt: skip
 
 PLAIN = (str, int, float, type(None))
 # What last.pth holds more than best.pth.
@@ -38,6 +42,8 @@ def clear_folder(folder):
             raise InputError(
                 f"{folder / name}: can't be removed ({error.strerror}); give another --output-dir"
             ) from error
+    if (folder / TENSORBOARD).exists():
+        shutil.rmtree(folder / TENSORBOARD)
 
 
 def arguments_that_matter(args, precision):
@@ -111,3 +117,49 @@ def restore(last, network, optimizer, scaler):
             f"{last['path']}: no usable state of the optimizer; start over with --overwrite"
         ) from error
     return last["log"]
+
+
+def log_row(epoch, train_loss, scores, classes):
+    """A row of log.csv. No times in it: the same run gives the same file."""
+    return {
+        "epoch": epoch,
+        "train_loss": train_loss,
+        "valid_loss": scores["loss"],
+        "accuracy": scores["accuracy"],
+        "macro_f1": scores["macro_f1"],
+        **{f"f1_{name}": f1 for name, f1 in zip(classes, scores["class_f1"])},
+    }
+
+
+def print_header(classes):
+    names = "".join(f"{'F1 ' + name:>14}" for name in classes)
+    print(f"epoch  train loss  valid loss  accuracy  macro-F1{names}  images/s  seconds")
+
+
+def print_epoch(row, classes, speed, seconds):
+    class_f1 = "".join(f"{row['f1_' + name]:>14.4f}" for name in classes)
+    print(
+        f"{row['epoch']:>5}{row['train_loss']:>12.4f}{row['valid_loss']:>12.4f}"
+        f"{row['accuracy']:>10.4f}{row['macro_f1']:>10.4f}{class_f1}{speed:>10.1f}{seconds:>9.1f}",
+        flush=True,
+    )
+
+
+def best_f1(log):
+    """The best valid macro-F1 of the epochs in log; below every F1 when there are none."""
+    return max((row["macro_f1"] for row in log), default=-1.0)
+
+
+def open_tensorboard(folder, epochs):
+    """A writer of scalars beside a run; what an earlier one wrote after so many epochs is void."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder / TENSORBOARD, purge_step=epochs + 1)
+
+
+def log_scalars(writer, row):
+    """Write a row of log.csv for TensorBoard."""
+    for name, value in row.items():
+        if name != "epoch":
+            writer.add_scalar(name, value, row["epoch"])
+    writer.flush()

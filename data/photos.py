@@ -1,0 +1,167 @@
+"""Photos from anywhere, in no table: list them, find their faces, cut these out."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from config import config
+from data.crop import (
+    PhotoBatches,
+    center_box,
+    equal_size_batches,
+    face_box,
+    find_faces,
+    save_crop,
+    try_to,
+)
+from data.images import upright_size
+from data.labels import raise_problems
+from data.manifest import BOX
+from utils.cli import InputError, leave_ctrl_c_to_the_parent
+
+HEIC = {".heic", ".heif"}
+# The size, width and height in pixels, of the competition's photos, and about how wide faces are in
+# them. The crop settings are meant for these.
+PHOTO_SIZE = 384, 512
+FACE_WIDTH = 150
+COLUMNS = ["file", "face", "method", *BOX, "prob"]
+
+
+def photo_suffixes():
+    """The suffixes of what Pillow can open, and HEIC's, which it can't without pillow-heif."""
+    suffixes = Image.registered_extensions().items()
+    return HEIC | {suffix for suffix, kind in suffixes if kind in Image.OPEN and kind != "MPEG"}
+
+
+def list_photos(paths):
+    """All photos at paths, in order, each once: files as they are, and what has a photo's suffix in
+    or below a folder, hidden files and folders aside.
+
+    Raises InputError for a path that isn't there, and when there are no photos.
+    """
+    suffixes, photos = photo_suffixes(), {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        inside = [path]
+        if path.is_dir():
+            inside = [
+                photo
+                for photo in sorted(path.rglob("*"))
+                if photo.suffix.lower() in suffixes
+                and not any(part.startswith(".") for part in photo.relative_to(path).parts)
+                and photo.is_file()
+            ]
+        photos |= {os.path.realpath(photo): photo for photo in inside}
+    if not photos:
+        raise InputError(f"{', '.join(map(str, paths))}: no photos there")
+    if any(photo.suffix.lower() in HEIC for photo in photos.values()):
+        read_heic()
+    return list(photos.values())
+
+
+def read_heic():
+    """Let Pillow read HEIC where pillow-heif is installed; elsewhere refuse_bad_photos names it."""
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+
+
+def scaled(settings, size, face=None):
+    """Crop settings for a photo of another size than the competition's.
+
+    size: (width, height); face: the box of a face, four floats, whose size decides on the margins.
+    """
+    if size == PHOTO_SIZE:
+        return settings
+    zoom = (face[2] - face[0]) / FACE_WIDTH if face else 1
+    center = settings["center_size"] / min(PHOTO_SIZE) * min(size)
+    margins = {name: round(settings[name] * zoom) for name in ("margin_x", "margin_y")}
+    return {**settings, **margins, "center_size": max(1, round(center))}
+
+
+class PhotoFaces(PhotoBatches):
+    """PhotoBatches that cut out the largest face of a photo, or every one: item i is
+    ([(photo, face, method, box, prob, path of the crop)], {photo that can't be read: why}).
+    """
+
+    def __init__(self, folder, batches, sizes, settings, device, every):
+        super().__init__(Path(), folder, batches, sizes, settings, device)
+        self.every, self.numbers = every, {photo: number for number, photo in enumerate(sizes)}
+
+    def cut_out(self, images):
+        stack, rows = np.stack(list(images.values())), []
+        for (photo, image), faces in zip(
+            images.items(), find_faces(self.detector, stack, self.settings, self.every)
+        ):
+            # PNG of a PNG, otherwise JPEG: as data.crop's.
+            suffix = ".png" if photo.suffix.lower() == ".png" else ".jpg"
+            for face, (method, box, prob) in enumerate(
+                boxes_of(faces, image.shape[1::-1], self.settings), start=1
+            ):
+                crop = self.folder / f"{self.numbers[photo]}_{face}{suffix}"
+                save_crop(image, box, crop)
+                rows.append((photo, face, method, box, prob, crop))
+        return rows
+
+
+def boxes_of(faces, size, settings):
+    """Where to crop a photo of size (width, height): a list of (method, box, prob), a face each of
+    find_faces; without a face, the centre.
+    """
+    boxes = [(face_box(box, size, scaled(settings, size, box)), prob) for box, prob in faces]
+    boxes = [(settings["detector"], box, round(prob, 6)) for box, prob in boxes if box]
+    center = center_box(size, scaled(settings, size)["center_size"])
+    return boxes or [("center", center, np.nan)]
+
+
+def crop_photos(photos, folder, settings, every, device, args):
+    """Cut the largest face out of each photo, or every one, into folder.
+
+    photos: from list_photos; settings: from crop_settings; args: with num_workers, crop_batch_size.
+    Returns a DataFrame with COLUMNS and crop, the path of the cut-out face, a row a face in the
+    order of photos, and the photos that can't be read, {photo: why}.
+    """
+    bad = {}
+    sizes = {photo: try_to(upright_size, photo, photo, bad) for photo in photos}
+    sizes = {photo: size for photo, size in sizes.items() if size is not None}
+    batch_size = args.crop_batch_size or config.CROP_BATCH_SIZES[device.type]
+    batches = list(equal_size_batches(sizes, batch_size))
+    loader = DataLoader(
+        PhotoFaces(folder, batches, sizes, settings, device, every),
+        batch_size=None,
+        # A forked process can't use the GPU, and a spawned one starts for longer than it helps.
+        num_workers=0 if device.type == "cuda" else min(args.num_workers, len(batches)),
+        worker_init_fn=leave_ctrl_c_to_the_parent,
+        generator=torch.Generator(),
+    )
+    rows = []
+    with tqdm(total=len(sizes), desc="faces", unit="photos", disable=None) as progress:
+        for batch, (its_rows, its_bad) in zip(batches, loader):
+            rows += its_rows
+            bad |= its_bad
+            progress.update(len(batch))
+    place = {photo: number for number, photo in enumerate(photos)}
+    rows.sort(key=lambda row: (place[row[0]], row[1]))
+    table = pd.DataFrame(
+        [(file, face, method, *box, prob, crop) for file, face, method, box, prob, crop in rows],
+        columns=[*COLUMNS, "crop"],
+    )
+    return table, bad
+
+
+def refuse_bad_photos(bad):
+    """Raise an InputError that names the photos that can't be read, {photo: why}, if any."""
+    problems = [
+        f"{photo}: HEIC: convert it to JPEG, or python -m pip install pillow-heif"
+        if photo.suffix.lower() in HEIC and "cannot identify" in why
+        else f"{photo}: {why}"
+        for photo, why in bad.items()
+    ]
+    raise_problems(f"{len(bad)} bad photos (--skip-bad does without them)", problems)

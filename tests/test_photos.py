@@ -1,0 +1,177 @@
+"""test.py --images: photos that are in no table."""
+
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from config import config
+from conftest import assert_refused, run, run_ok
+from data.images import load_image
+from data.labels import merge_labels
+from data.photos import boxes_of, list_photos
+from utils.sheet import COLORS, MAX_PHOTOS, draw_sheet
+
+SETTINGS = {
+    "detector": "mtcnn",
+    "min_face_size": 50,
+    "margin_x": 20,
+    "margin_y": 30,
+    "center_size": 300,
+}
+
+
+@pytest.fixture
+def classify(runs_dir, tmp_path):
+    """Run test.py --images; returns its table and what it printed."""
+
+    def classify(*arguments):
+        output = tmp_path / "out/predictions.csv"
+        command = ["test.py", "--runs", runs_dir, "--output", output, "--num-workers", 0]
+        printed = run_ok(*command, "--images", *arguments)
+        assert Image.open(output.with_suffix(".png")).width > 300
+        return pd.read_csv(output), printed
+
+    return classify
+
+
+def test_photos_of_the_competition_get_the_answers_of_the_submission(
+    classify, sample_dir, runs_dir, tmp_path
+):
+    run_ok("test.py", "--data-dir", sample_dir, "--runs", runs_dir,
+           "--output", tmp_path / "submission.csv", "--num-workers", 0)  # fmt: skip
+    table, _ = classify(sample_dir / "eval/images")
+    probabilities = pd.read_csv(tmp_path / "probabilities.csv").set_index("ImageID")
+    crops = pd.read_csv(sample_dir / "eval/crops.csv").set_index("file")
+    submitted = pd.read_csv(tmp_path / "submission.csv").set_index("ImageID")["ans"]
+    names = [os.path.basename(file) for file in table["file"]]
+    assert sorted(names) == sorted(probabilities.index)
+    assert table["ans"].tolist() == submitted[names].tolist()
+    assert table["method"].tolist() == crops.loc[names, "method"].tolist()
+    np.testing.assert_allclose(
+        table[probabilities.columns],
+        probabilities.loc[names],
+        atol=0.02,  # boxes by batch
+    )
+    answers = [
+        np.array([head["classes"].index(name) for name in table[target]])
+        for target, head in config.HEADS.items()
+    ]
+    assert merge_labels(*answers).tolist() == table["ans"].tolist()
+
+
+def test_any_size_orientation_and_format(classify, sample_dir, tmp_path):
+    face = Image.open(next((sample_dir / "train/images").glob("*/normal.jpg")))
+    folder = tmp_path / "my photos 여름"
+    (folder / "deeper/.hidden").mkdir(parents=True)
+    face.resize((1536, 2048)).save(folder / "large.WEBP")
+    face.convert("P").save(folder / "palette.gif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    face.rotate(90, expand=True).save(folder / "deeper/turned.jpg", exif=exif)
+    Image.new("RGBA", (40, 30), (9, 9, 9, 0)).save(folder / "tiny.png")
+    face.save(folder / "deeper/.hidden/x.jpg")
+    face.save(folder / "._x.jpg")
+    (folder / "notes.txt").write_text("no photo")
+    table, printed = classify(folder, folder / "tiny.png", "--crop-batch-size", 2)
+    table.index = [os.path.basename(file) for file in table["file"]]
+    assert table.index.tolist() == ["turned.jpg", "large.WEBP", "palette.gif", "tiny.png"]
+    assert table["method"].tolist() == ["mtcnn"] * 3 + ["center"]
+    boxes = table[["x0", "y0", "x1", "y1"]]
+    assert boxes.loc["tiny.png"].tolist() == [8, 3, 31, 26]  # 300 of 384 pixels
+    assert np.abs(boxes.loc["turned.jpg"] - boxes.loc["palette.gif"]).max() <= 15
+    assert "4 photos, 4 faces, 1 of them not found" in printed
+
+
+def test_a_row_for_each_face(classify, sample_dir, tmp_path):
+    face = Image.open(next((sample_dir / "train/images").glob("*/normal.jpg")))
+    group = Image.new("RGB", (1000, 600), "gray")
+    group.paste(face.resize((240, 320)), (20, 200))
+    group.paste(face, (400, 50))
+    group.save(tmp_path / "group.png")
+    [largest] = classify(tmp_path / "group.png")[0].to_dict("records")
+    assert largest["x0"] > 400
+    both, _ = classify(tmp_path / "group.png", "--all-faces")
+    assert both["face"].tolist() == [1, 2]
+    assert both["x0"][0] > 400
+    assert both["x1"][1] < 300
+    corners = ["x0", "y0", "x1", "y1"]
+    assert np.abs(both.loc[0, corners] - [largest[name] for name in corners]).max() <= 30
+
+
+def test_margins_are_those_of_the_training_photos():
+    face = ((100.0, 120.0, 250.0, 300.0), 0.9)
+    assert boxes_of([face], (384, 512), SETTINGS) == [("mtcnn", (80, 90, 270, 330), 0.9)]
+    # Of another size, they grow with the face: 150 pixels have those of the settings.
+    assert boxes_of([face], (768, 1024), SETTINGS) == [("mtcnn", (80, 90, 270, 330), 0.9)]
+    twice = ((200.0, 240.0, 500.0, 600.0), 0.9)
+    assert boxes_of([twice], (768, 1024), SETTINGS) == [("mtcnn", (160, 180, 540, 660), 0.9)]
+    [(method, box, prob)] = boxes_of([], (768, 1024), SETTINGS)
+    assert (method, box) == ("center", (84, 212, 684, 812))
+    assert np.isnan(prob)
+
+
+def test_bad_photos_are_named_or_left_out(classify, sample_dir, runs_dir, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    photo = next((sample_dir / "train/images").glob("*/normal.jpg"))
+    shutil.copy(photo, folder / "good.jpg")
+    (folder / "broken.jpg").write_bytes(photo.read_bytes()[:99])
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    output = tmp_path / "predictions.csv"
+    command = ["test.py", "--runs", runs_dir, "--output", output, "--num-workers", 0]
+    done = run(*command, "--images", folder)
+    assert_refused(done, "2 bad photos", "broken.jpg", "IMG_1.HEIC", "JPEG", "pillow-heif")
+    assert not output.exists()
+    table, printed = classify(folder, "--skip-bad")
+    assert len(table) == 1
+    assert "left out: 2" in printed
+    done = run(*command, "--images", folder / "broken.jpg", "--skip-bad")
+    assert_refused(done, "not one readable photo")
+
+
+def test_what_makes_no_sense_is_refused(sample_dir, runs_dir, tmp_path):
+    command = ["test.py", "--runs", runs_dir, "--output", tmp_path / "x.csv"]
+    photo = tmp_path / "x.png"
+    Image.new("RGB", (60, 60)).save(photo)
+    before = photo.read_bytes()
+    assert_refused(run(*command, "--images", photo), "would overwrite", "x.png")
+    assert photo.read_bytes() == before
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        (["--images", tmp_path / "nowhere"], ["nowhere", "no such"]),
+        (["--images", tmp_path / "empty"], ["empty", "no photos"]),
+        (["--all-faces"], ["--all-faces", "--images"]),
+        (["--images", tmp_path, "--answers", photo], ["--answers", "--images"]),
+        (["--images", tmp_path, "--crop-dir", tmp_path], ["--crop-dir", "--images"]),
+    ):
+        assert_refused(run(*command, *arguments), *words)
+
+
+def test_a_photo_named_twice_counts_once(sample_dir):
+    folder = sample_dir / "eval/images"
+    photos = list_photos([folder, next(folder.glob("*.jpg"))])
+    assert photos == sorted(folder.glob("*.jpg"))
+
+
+def test_the_sheet_shows_boxes_and_says_what_it_leaves_out(sample_dir, tmp_path):
+    photo = next((sample_dir / "train/images").glob("*/normal.jpg"))
+    assert load_image(photo).shape == (512, 384, 3)
+    row = {"face": 1, "method": "mtcnn", "x0": 96, "y0": 128, "x1": 288, "y1": 384, "prob": 1,
+           "mask": "incorrect", "gender": "male", "age": "60plus", "mask_incorrect": 0.5,
+           "gender_male": 0.9, "age_60plus": 0.4}  # fmt: skip
+    sheet = np.asarray(draw_sheet(pd.DataFrame([{**row, "file": photo}])))
+    orange = np.array([int(COLORS["incorrect"][i : i + 2], 16) for i in (1, 3, 5)])
+    ys, xs = np.nonzero((sheet[:322] == orange).all(axis=2))
+    zoom = 310 / 512
+    assert xs.max() - xs.min() == pytest.approx(192 * zoom, abs=2)
+    assert ys.max() - ys.min() == pytest.approx(256 * zoom, abs=2)
+    assert (sheet[322:] == orange).all(axis=2).any()  # its words
+    many = pd.DataFrame([{**row, "file": tmp_path / f"{i}.jpg"} for i in range(MAX_PHOTOS + 5)])
+    for file in many["file"]:
+        os.link(photo, file)
+    sheets = draw_sheet(many), draw_sheet(many[:MAX_PHOTOS])
+    assert sheets[0].size == sheets[1].size

@@ -1,0 +1,573 @@
+import functools
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.common.exceptions import NoAlertPresentException
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+from config.config import HEADS
+from conftest import assert_refused, run, run_ok
+from data.labels import merge_labels, split_classes
+from data.sample import draw_person
+from utils import report
+from utils.cli import InputError
+from utils.metrics import accuracy, bootstrap_confusions, bootstrap_macro_f1, calibration, macro_f1
+
+CLASSES = HEADS["age"]["classes"]
+PROBS = [f"p_{name}" for name in CLASSES]
+SHOTS = ("normal", "incorrect_mask", "mask1", "mask2")
+# A person's folder: with the / behind its <, which no file name can hold, it would end a script.
+HOSTILE = "a\"b'<script>alert(1)</script><img src=x onerror=alert(2)>&amp;\u2028<!--{{7*7}}"
+
+
+# scores
+
+
+def test_macro_f1_and_accuracy_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    targets, predictions = rng.integers(4, size=(2, 5, 60))
+    confusions = np.array([confusion_matrix(*pair) for pair in zip(targets, predictions)])
+    expected = [f1_score(*pair, average="macro") for pair in zip(targets, predictions)]
+    assert macro_f1(confusions) == pytest.approx(expected)
+    expected = [accuracy_score(*pair) for pair in zip(targets, predictions)]
+    assert accuracy(confusions) == pytest.approx(expected)
+
+
+def test_a_class_missed_by_the_draw_is_left_out_of_a_resample():
+    """One of three classes was never there: it counts 0 in the set and in each resample."""
+    whole = np.array([[2, 0, 0], [0, 2, 0], [0, 0, 0]])
+    resample = np.array([[4, 0, 0], [0, 0, 0], [0, 0, 0]])
+    assert macro_f1(whole) == pytest.approx(2 / 3)
+    assert macro_f1(resample) == pytest.approx(1 / 3)
+    assert macro_f1(resample, whole) == pytest.approx(1 / 2)
+
+
+def test_the_bootstrap_draws_whole_groups():
+    """As a loop does that repeats each group's photos as often as the group was drawn."""
+    rng = np.random.default_rng(1)
+    groups = np.repeat(["007", "b", "a", "c", "d"], 6)
+    targets, predictions = rng.integers(3, size=(2, 30))
+    scores = bootstrap_macro_f1(targets, predictions, groups, 3, samples=20, seed=5)
+    drawn = np.random.default_rng(5).multinomial(5, [1 / 5] * 5, size=20)
+    for score, times in zip(scores, drawn):
+        photos = np.repeat(np.arange(30), times[np.unique(groups, return_inverse=True)[1]])
+        expected = f1_score(targets[photos], predictions[photos], average="macro")
+        assert score == pytest.approx(expected)
+
+
+def test_two_models_are_resampled_alike():
+    rng = np.random.default_rng(2)
+    groups = rng.integers(20, size=300)
+    targets, one, other = rng.integers(3, size=(3, 300))
+    drawn = [bootstrap_confusions(targets, predictions, groups, 3) for predictions in (one, other)]
+    assert drawn[0].shape == (1000, 3, 3)
+    assert (drawn[0].sum(axis=2) == drawn[1].sum(axis=2)).all()  # of each class the same photos
+    assert drawn[0].sum(axis=(1, 2)).std() > 0
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_photos_of_one_person_make_no_sure_score():
+    """Ten equal photos of each person say no more than one."""
+    targets = np.arange(40) % 2
+    predictions = np.where(np.arange(40) < 30, targets, 1 - targets)
+    many = [np.repeat(labels, 10) for labels in (targets, predictions)]
+    single = bootstrap_macro_f1(targets, predictions, np.arange(40), 2)
+    by_person = bootstrap_macro_f1(*many, np.repeat(np.arange(40), 10), 2)
+    by_photo = bootstrap_macro_f1(*many, np.arange(400), 2)
+    assert (by_person == single).all()
+    assert by_photo.std() < by_person.std() / 2
+
+
+def test_calibration_by_hand():
+    """A border belongs to the bin below it."""
+    confidences = np.array([0, 0.1, 0.7, 0.71, 0.79, 1])
+    correct = np.array([False, True, True, False, True, True])
+    count, confidence, right, error = calibration(confidences, correct)
+    assert count.tolist() == [2, 0, 0, 0, 0, 0, 1, 2, 0, 1]
+    assert confidence[[0, 6, 7, 9]] == pytest.approx([0.05, 0.7, 0.75, 1])
+    assert right[[0, 6, 7, 9]] == pytest.approx([0.5, 1, 0.5, 1])
+    assert np.isnan(right[1])
+    assert error == pytest.approx((2 * 0.45 + 0.3 + 2 * 0.25 + 0) / 6)
+
+
+# files
+
+
+def write_crop(path, photo):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo).save(path, "JPEG", quality=95)
+
+
+def write_run(folder, table, data_dir):
+    """A run's files as train.py leaves them; its crops are the caller's."""
+    folder.mkdir(parents=True)
+    table.to_csv(folder / "valid_predictions.csv", index=False, lineterminator="\n")
+    arguments = {
+        "target": "age", "fold": 0, "data_dir": str(data_dir), "crop_dir": None,
+        "model": "efficientnet-b3", "resize": 224, "weights": "<b>weights</b>.pth",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(arguments))
+    log = {"epoch": [1, 2], "train_loss": [0.9, 0.5], "valid_loss": [1.0, 0.7],
+           "accuracy": [0.5, 0.6], "macro_f1": [0.4, 0.55]}  # fmt: skip
+    log = pd.DataFrame({**log, **{f"f1_{name}": [0.4, 0.5] for name in CLASSES}})
+    log.to_csv(folder / "log.csv", index=False)
+    return folder
+
+
+def make_table(people):
+    """valid_predictions.csv of drawn probabilities; the first person has a hostile name."""
+    rng = np.random.default_rng(3)
+    folders = [HOSTILE, *(f"{number:06d}_female_Asian_51" for number in range(1, people))]
+    table = pd.DataFrame(
+        [(folder, shot) for folder in folders for shot in SHOTS], columns=["person", "shot"]
+    )
+    table.insert(0, "file", table["person"] + "/" + table["shot"] + ".jpg")
+    table["method"] = rng.choice(["mtcnn", "center"], len(table), p=[0.8, 0.2])
+    table["gender"], table["age"] = "female", rng.integers(18, 80, len(table))
+    labels = rng.integers(3, size=len(table))
+    log_probs = rng.normal(size=(len(table), 3)) + 1.5 * np.eye(3)[labels]
+    log_probs -= np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
+    table["label"] = np.array(CLASSES)[labels]
+    table["predicted"] = np.array(CLASSES)[log_probs.argmax(axis=1)]
+    table[PROBS] = np.exp(log_probs).round(6)
+    table["loss"] = -log_probs[np.arange(len(table)), labels].round(6)
+    return table
+
+
+@pytest.fixture(scope="module")
+def table():
+    return make_table(people=30)
+
+
+@pytest.fixture(scope="module")
+def finished_run(table, tmp_path_factory):
+    """A run with its report, made by the command."""
+    data_dir = tmp_path_factory.mktemp("data")
+    colours = np.random.default_rng(4).integers(256, size=(len(table), 1, 1, 3), dtype=np.uint8)
+    for file, colour in zip(table["file"], colours):
+        write_crop(data_dir / "train" / "new_img" / file, np.tile(colour, (30, 24, 1)))
+    folder = write_run(tmp_path_factory.mktemp("runs") / "age_fold0", table, data_dir)
+    output = run_ok("-m", "utils.report", folder)
+    assert str(folder / "report.html") in output
+    return folder
+
+
+def test_the_command_writes_report_and_pictures(finished_run):
+    for name in ("curves.png", "confusion.png"):
+        with Image.open(finished_run / name) as picture:
+            assert picture.width > 300
+    page = (finished_run / "report.html").read_bytes()
+    report.write_run_report(finished_run)
+    assert (finished_run / "report.html").read_bytes() == page  # the same run, the same bytes
+
+
+def test_predictions_are_read_as_they_were_written(finished_run, table):
+    pd.testing.assert_frame_equal(
+        report.read_predictions(finished_run)[table.columns], table, check_dtype=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda table: table.drop(columns="p_60plus"), ["no column p_60plus"]),
+        (lambda table: table.drop(columns="shot"), ["no column shot"]),
+        (lambda table: table.assign(label="old"), ["line 2: label is no class"]),
+        (lambda table: table.assign(predicted=""), ["line 2: predicted is no class"]),
+        (lambda table: table.assign(loss="much"), ["line 2: loss is no finite number"]),
+        (lambda table: table.assign(loss="inf"), ["line 2: loss is no finite number"]),
+        (lambda table: table.assign(loss=-1), ["line 2: loss is below 0"]),
+        (lambda table: table.assign(age=33.5), ["line 2: age is not whole"]),
+        (lambda table: table.assign(p_under30=0.99), ["probabilities don't add up to 1"]),
+        (lambda table: pd.concat([table, table[:1]]), ["line 122: file stands there twice"]),
+        (lambda table: table[:0], ["no rows"]),
+    ],
+)
+def test_damaged_predictions_are_refused(table, damage, words, tmp_path):
+    folder = write_run(tmp_path / "run", damage(table), tmp_path)
+    assert_refused(run("-m", "utils.report", folder), "valid_predictions.csv", *words)
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["valid_predictions.csv", "config.json", "log.csv"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\x00{", b'{"target": []}'])
+def test_missing_and_damaged_files_are_refused(table, name, content, tmp_path):
+    folder = write_run(tmp_path / "run", table, tmp_path)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert_refused(run("-m", "utils.report", folder), folder / name)
+
+
+def test_a_lost_crop_is_named(table, tmp_path):
+    folder = write_run(tmp_path / "run", table, tmp_path)
+    with pytest.raises(InputError, match=r"normal\.jpg: no such image; python -m data\.crop"):
+        report.write_run_report(folder)
+
+
+# the page, in a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    binaries = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    binary, driver = next(binaries, None), shutil.which("chromedriver")
+    if not (binary and driver):  # Selenium would download one
+        pytest.skip("chromium and chromedriver are needed: apt install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options, Service(driver))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def page(browser, finished_run):
+    """The run's report, just opened; at the end, nothing is in the console, no dialog is open."""
+    browser.get((finished_run / "report.html").as_uri())
+    yield browser
+    with pytest.raises(NoAlertPresentException):
+        _ = browser.switch_to.alert.text
+    assert browser.get_log("browser") == []
+
+
+def texts(page, selector):
+    script = "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)"
+    return page.execute_script(script, selector)
+
+
+def find(page, selector):
+    return page.find_element(By.CSS_SELECTOR, selector)
+
+
+def count(page):
+    return find(page, "#count").text
+
+
+def show_all(page):
+    while find(page, "#more").is_displayed():
+        find(page, "#more").click()
+
+
+def assert_shows(page, expected, table):
+    """The page shows the photos of a part of the table, by loss, and counts them."""
+    assert count(page) == f"{len(expected)} of {len(table)} photos"
+    show_all(page)
+    order = expected.sort_values("loss", ascending=False, kind="stable")["file"]
+    assert texts(page, ".file") == order.tolist()
+
+
+def choose(page, name, value):
+    Select(find(page, f"select[name={name}]")).select_by_value(value)
+
+
+def test_all_photos_are_shown_by_loss_a_hundred_at_a_time(page, table):
+    assert len(texts(page, ".card")) == 100
+    find(page, "#more").click()
+    assert len(texts(page, ".card")) == len(table) == 120
+    assert page.switch_to.active_element == page.find_elements(By.CSS_SELECTOR, ".card")[100]
+    assert_shows(page, table, table)
+    pixels = page.execute_script("return [...document.images].map((image) => image.naturalWidth)")
+    assert pixels == [24] * 120
+
+
+def test_a_card_tells_all_of_a_photo(page, table):
+    row = table.loc[table["loss"].idxmax()]
+    card = find(page, ".card")
+    assert "wrong" in card.get_attribute("class")
+    assert find(card, ".verdict").text == f"✗ {row['label']} taken for {row['predicted']}"
+    facts = find(card, ".facts").text.split("\n")
+    assert facts[:3] == [f"loss {row['loss']:.3f}", f"age {row['age']}", row["shot"]]
+    shown = [float(one.text[:-2]) for one in card.find_elements(By.TAG_NAME, "dd")]
+    assert shown == pytest.approx([100 * row[name] for name in PROBS], abs=0.06)
+    assert find(card, ".bars .top dt").text == row["predicted"]
+
+
+def test_each_filter_agrees_with_the_table(page, table):
+    method = table["method"].map({"center": "no face found", "mtcnn": "mtcnn"})
+    outcome = np.where(table["label"] == table["predicted"], "right", "wrong")
+    for name, column in (
+        ("true", table["label"]), ("predicted", table["predicted"]), ("shot", table["shot"]),
+        ("method", method), ("outcome", pd.Series(outcome)),
+    ):  # fmt: skip
+        options = Select(find(page, f"select[name={name}]")).options
+        counts = {option.get_attribute("value"): option.text for option in options[1:]}
+        expected = {value: f"{value} ({n})" for value, n in column.value_counts().items()}
+        assert counts == expected
+        for value in counts:
+            choose(page, name, value)
+            assert_shows(page, table[column == value], table)
+        find(page, "#clear").click()
+    assert count(page) == "120 of 120 photos"
+
+
+def test_filters_work_together(page, table):
+    choose(page, "true", "30to59")
+    choose(page, "shot", "mask1")
+    choose(page, "outcome", "wrong")
+    find(page, "[name=text]").send_keys("ASIAN_51", Keys.ENTER)  # which must not send the form
+    expected = table[
+        (table["label"] == "30to59") & (table["shot"] == "mask1")
+        & (table["predicted"] != "30to59") & table["file"].str.contains("Asian_51")
+    ]  # fmt: skip
+    assert 0 < len(expected) < 20
+    assert_shows(page, expected, table)
+    assert set(texts(page, ".verdict b:first-of-type")) == {"30to59"}
+    find(page, "[name=text]").send_keys("no such file")
+    assert_shows(page, table[:0], table)
+
+
+def confusion_cells(page, section):
+    """The matrix in a section: counts, int (C, C)."""
+    cells = page.execute_script(
+        "return [...arguments[0].querySelectorAll('.confusion tbody tr')].map("
+        "(row) => [...row.querySelectorAll('td')].map((cell) => cell.textContent))",
+        section,
+    )
+    return [[int(re.match(r"\s*(\d+)", cell)[1]) for cell in row] for row in cells]
+
+
+def test_the_confusion_matrix_is_scikit_learns_and_its_cells_filter(page, table):
+    expected = confusion_matrix(table["label"], table["predicted"], labels=CLASSES)
+    assert confusion_cells(page, find(page, ".classification")) == expected.tolist()
+    choose(page, "shot", "mask1")  # a cell shows all of its photos, whatever was chosen before
+    find(page, "button[data-true='1'][data-predicted='2']").click()
+    assert page.switch_to.active_element.text == "Photos, the highest loss first"
+    chosen = (table["label"] == "30to59") & (table["predicted"] == "60plus")
+    assert expected[1, 2] == chosen.sum() > 0
+    assert_shows(page, table[chosen], table)
+    share = f"{100 * expected[1, 2] / expected[1].sum():.1f} %"
+    assert share in find(page, "button[data-true='1'][data-predicted='2']").text
+
+
+def test_the_scores_are_stated(page, table):
+    macro = f1_score(table["label"], table["predicted"], average="macro")
+    shown = texts(page, ".scores dd")
+    assert shown[0] == f"{macro:.4f}"
+    assert shown[2] == f"{accuracy_score(table['label'], table['predicted']):.4f}"
+    labels = [table[name].map(CLASSES.index) for name in ("label", "predicted")]
+    low, high = np.quantile(bootstrap_macro_f1(*labels, table["person"], 3), [0.025, 0.975])
+    assert shown[1] == f"95 % interval {low:.3f} to {high:.3f}"
+    assert "whole people" in find(page, ".note").text
+    assert texts(page, ".best th") == ["2 (best)"]
+    expected = f1_score(table["label"], table["predicted"], labels=CLASSES, average=None)
+    shown = texts(page, ".classification table:not(.confusion) td:nth-child(2)")
+    assert shown[:3] == [f"{score:.4f}" for score in expected]
+
+
+def test_the_diagram_shows_the_calibration(page, table):
+    """Bars as high as the share right, a line across each at the mean probability."""
+    right = table["label"] == table["predicted"]
+    counts, confidence, share, error = calibration(table[PROBS].max(axis=1), right)
+    shown = page.execute_script(
+        "return [...document.querySelectorAll('rect, .mean')]"
+        ".map((one) => Number(one.getAttribute('height') ?? 260 - one.getAttribute('y1')))"
+    )
+    filled = np.flatnonzero(counts)
+    expected = np.stack([share[filled], confidence[filled]], axis=1).ravel()
+    assert np.array(shown) / 250 == pytest.approx(expected, abs=0.001)
+    assert texts(page, ".scores dd")[4] == f"{error:.4f}"
+
+
+def test_a_hostile_file_name_stays_text(page, table):
+    find(page, "[name=text]").send_keys("<script>")
+    assert_shows(page, table[table["file"].str.startswith(HOSTILE)], table)
+    assert page.execute_script("return document.scripts.length") == 2
+    assert page.execute_script("return document.querySelectorAll('[onerror], b b').length") == 0
+    assert "<b>weights</b>.pth" in texts(page, ".settings dd")
+
+
+def test_the_keyboard_alone_can_filter(page, table):
+    def tab_to(selector):
+        for _ in range(40):
+            ActionChains(page).send_keys(Keys.TAB).perform()
+            focused = page.switch_to.active_element
+            if focused == find(page, selector):
+                outline = focused.value_of_css_property("outline-style")
+                return outline == "solid"  # visible
+        return False
+
+    assert tab_to("button[data-true='0'][data-predicted='0']")
+    ActionChains(page).send_keys(Keys.ENTER).perform()
+    chosen = (table["label"] == CLASSES[0]) & (table["predicted"] == CLASSES[0])
+    assert_shows(page, table[chosen], table)
+    assert tab_to("select[name=predicted]")
+    ActionChains(page).send_keys("60").perform()
+    chosen = (table["label"] == CLASSES[0]) & (table["predicted"] == "60plus")
+    assert_shows(page, table[chosen], table)
+    assert tab_to("#clear")
+    ActionChains(page).send_keys(Keys.SPACE).perform()
+    assert count(page) == "120 of 120 photos"
+
+
+# The lowest contrast (WCAG 2.2, 1.4.3) of all texts with what is behind them, and that text.
+CONTRAST = """
+const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const blend = ([r, g, b, a = 1], below) =>
+  [r, g, b].map((value, channel) => a * value + (1 - a) * below[channel]);
+const luminance = (colour) => colour.slice(0, 3)
+  .map((value) => value / 255)
+  .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, value, channel) => sum + value * [0.2126, 0.7152, 0.0722][channel], 0);
+function behind(element) {
+  if (!element) return [255, 255, 255];
+  const style = getComputedStyle(element);
+  const bar = style.backgroundImage.match(/rgba?\\([^)]*\\)/);
+  const below = blend(numbers(style.backgroundColor), behind(element.parentElement));
+  return bar ? blend(numbers(bar[0]), below) : below;
+}
+document.querySelectorAll("details").forEach((details) => { details.open = true; });
+return [...document.body.querySelectorAll("*")]
+  .filter((one) => one.checkVisibility() && !["SCRIPT", "OPTION"].includes(one.tagName))
+  .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+  .map((one) => {
+    const style = getComputedStyle(one);
+    const ink = one.closest("svg") ? style.fill : style.color;
+    const [dark, light] = [luminance(numbers(ink)), luminance(behind(one))].sort((a, b) => a - b);
+    return [(light + 0.05) / (dark + 0.05), one.textContent.slice(0, 40)];
+  })
+  .reduce((lowest, one) => (one[0] < lowest[0] ? one : lowest));
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_have_contrast_in_both_schemes(page, scheme):
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    red, *_ = re.findall(r"\d+", find(page, "body").value_of_css_property("background-color"))
+    assert (int(red) < 128) == (scheme == "dark")
+    contrast, text = page.execute_script(CONTRAST)
+    assert contrast >= 4.5, text
+
+
+def test_a_phone_scrolls_one_way_only(page, submission):
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    for url in (page.current_url, submission["path"].as_uri()):
+        page.get(url)
+        show_all(page)
+        script = "return [document.scrollingElement.scrollWidth, innerWidth]"
+        assert page.execute_script(script) == [360, 360]
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_page_is_alone(page):
+    """It requests nothing, and could not."""
+    show_all(page)
+    assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
+    refused = page.execute_async_script(
+        "addEventListener('securitypolicyviolation', (event) => arguments[0](event.blockedURI));"
+        "new Image().src = 'http://127.0.0.1:9/photo.png'"
+    )
+    assert refused == "http://127.0.0.1:9/photo.png"
+    page.get_log("browser")  # the console tells of that
+
+
+# submissions, and many photos
+
+
+@pytest.fixture(scope="module")
+def submission(tmp_path_factory):
+    """The report of 60 eval images, one of them unreadable, and what it was made from."""
+    folder = tmp_path_factory.mktemp("submission")
+    rng = np.random.default_rng(6)
+    files = [f"{number:040x}.jpg" for number in range(60)]
+    for file in files[1:]:
+        write_crop(folder / file, np.full((30, 24, 3), 99, np.uint8))
+    photos = pd.DataFrame({"file": files, "method": ["bad", *["mtcnn"] * 59]})
+    answers = rng.integers(18, size=60)
+    heads = {}
+    for target, labels in zip(HEADS, split_classes(answers)):
+        size = len(HEADS[target]["classes"])
+        heads[target] = 0.8 * rng.dirichlet(np.ones(size), 60) + 0.2 * np.eye(size)[labels]
+    classes = merge_labels(*(probs.argmax(axis=1) for probs in heads.values()))
+    for probs in heads.values():
+        probs[0] = np.nan
+    made = {"answers": answers, "classes": classes, "heads": heads, "photos": photos}
+    path = folder / "report.html"
+    report.write_submission_report(path, {"runs": "runs"}, folder=folder, **made)
+    return {"path": path, **made}
+
+
+def test_a_submission_has_four_classifications(page, submission):
+    page.get(submission["path"].as_uri())
+    answers, classes = submission["answers"], submission["classes"]
+    sections = page.find_elements(By.CSS_SELECTOR, ".classification")
+    expected = [(answers, classes), *zip(split_classes(answers), split_classes(classes))]
+    sizes = (18, 3, 2, 3)
+    menu = Select(find(page, "#classification"))
+    assert [option.text for option in menu.options] == ["18 classes", *HEADS]
+    for number, (true, predicted) in enumerate(expected):
+        menu.select_by_index(number)
+        assert [section.is_displayed() for section in sections] == [
+            other == number for other in range(4)
+        ]
+        matrix = confusion_matrix(true, predicted, labels=range(sizes[number]))
+        assert confusion_cells(page, sections[number]) == matrix.tolist()
+        choose(page, "outcome", "right")
+        right = (true == predicted).sum()
+        assert 0 < right < 60
+        assert count(page) == f"{right} of 60 photos"
+    assert "single photos" in find(page, ".classification:not([hidden]) .note").text
+
+
+def test_the_loss_of_the_18_classes_is_that_of_their_heads_product(page, submission):
+    page.get(submission["path"].as_uri())
+    labels = split_classes(submission["answers"])
+    probs = [
+        probs[np.arange(60), true] for probs, true in zip(submission["heads"].values(), labels)
+    ]
+    losses = -np.log(np.prod(probs, axis=0))
+    worst = np.nanargmax(losses)
+    card = find(page, ".card")
+    assert find(card, ".file").text == submission["photos"]["file"][worst]
+    assert find(card, ".facts").text == f"loss {losses[worst]:.3f}"
+    assert len(card.find_elements(By.TAG_NAME, "dd")) == 8
+    last = page.find_elements(By.CSS_SELECTOR, ".card")[-1]  # the unreadable one
+    assert find(last, ".missing").text == "no photo"
+    assert find(last, ".facts").text.split("\n") == ["no loss", "not readable"]
+    assert last.find_elements(By.CSS_SELECTOR, "dd, img") == []
+
+
+def test_two_thousand_photos_stay_small_and_quick(browser, tmp_path, monkeypatch):
+    """Drawn photos, more grainy than a camera's, of the size of real crops."""
+    rng = np.random.default_rng(7)
+    table = make_table(people=500)
+    folder = tmp_path / "train" / "new_img"
+    photos = [
+        np.clip(photo[60:400, 60:330] + rng.normal(0, 25, (340, 270, 3)), 0, 255).astype(np.uint8)
+        for photo in draw_person(7, 0, 1)[1].values()
+    ]
+    for number, file in enumerate(table["file"]):
+        path = folder / file
+        if number < len(photos):
+            write_crop(path, photos[number])
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(folder / table["file"][number % len(photos)])
+    cached = functools.cache(report.thumbnail)
+    monkeypatch.setattr(report, "thumbnail", lambda path: cached(path.resolve()))
+    run_folder = write_run(tmp_path / "run", table, tmp_path)
+    report.write_run_report(run_folder)
+    assert (run_folder / "report.html").stat().st_size < 5e6
+    browser.get((run_folder / "report.html").as_uri())
+    assert count(browser) == "2000 of 2000 photos"
+    milliseconds = browser.execute_script(
+        "const start = performance.now(); form.elements.text.value = 'mask';"
+        "form.elements.text.dispatchEvent(new Event('input')); document.body.offsetHeight;"
+        "return performance.now() - start"
+    )
+    assert count(browser) == "1500 of 2000 photos"
+    assert milliseconds < 500
