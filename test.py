@@ -19,6 +19,7 @@ from utils.cli import (
     answer_early,
     natural_int,
     positive_int,
+    printable,
     run,
 )
 
@@ -31,8 +32,8 @@ def get_args_parser():
     add("--runs", default=config.OUTPUT_DIR,
         help="folder with the runs of train.py (default: %(default)s)")
     add("--output",
-        help="the submission; probabilities.csv goes beside it "
-        f"(default: {config.OUTPUT}; with --images {config.PREDICTIONS})")
+        help="the submission, with probabilities.csv beside it, or, with --images, the answers, "
+        f"with a contact sheet (default: {config.OUTPUT}, or {config.PREDICTIONS})")
     add("--answers", metavar="FILE",
         help="CSV with ImageID and the true ans, to print the score (default: no score)")
     add("--age-views", type=natural_int, default=config.AGE_VIEWS,
@@ -48,8 +49,7 @@ def get_args_parser():
     add_precision_arguments(add)
     add = parser.add_argument_group("photos that are in no info.csv").add_argument
     add("--images", nargs="+", metavar="PATH",
-        help="classify these files, and the photos in and below these folders, and draw them on a "
-        "contact sheet beside --output (default: classify eval/)")
+        help="classify these files, and the photos in and below these folders (default: eval/)")
     add("--all-faces", action="store_true",
         help="a row for each face of a photo (default: for the largest)")
     # fmt: on
@@ -83,7 +83,6 @@ from utils.distributed import (
 )
 from utils.files import check_output, write_csv
 from utils.metrics import classification_scores
-from utils.report import write_submission_report
 from utils.sheet import MAX_PHOTOS, save_sheet
 
 COLUMNS = [f"{target}_{name}" for target, head in config.HEADS.items() for name in head["classes"]]
@@ -135,6 +134,7 @@ def load_views(checkpoints, files, args, device):
 
     An image is read once for all networks, and resized once for all that share a size.
     """
+    choose_kernels(args.deterministic)  # not before cropping, whose many shapes would all be tried
     wanted = (views_of(one, args.age_views) for folds in checkpoints.values() for one in folds)
     views = sorted(set(itertools.chain(*wanted)))
     transforms = [build_transform(resize, augment) for resize, augment, _ in views]
@@ -176,11 +176,12 @@ def print_scores(answers, classes):
 
 def parse_args():
     """Parse the command line, check what argparse can't."""
-    args = get_args_parser().parse_args()
+    parser = get_args_parser()
+    args = parser.parse_args()
     if args.all_faces and not args.images:
         raise InputError("--all-faces: does nothing without --images")
-    for name in ("answers", "crop_dir"):
-        if args.images and getattr(args, name):
+    for name in ("answers", "data_dir", "crop_dir"):
+        if args.images and getattr(args, name) != parser.get_default(name):
             raise InputError(f"--{name.replace('_', '-')}: does nothing with --images")
     if args.output is None:
         args.output = config.PREDICTIONS if args.images else config.OUTPUT
@@ -194,9 +195,8 @@ def submit(args, checkpoints, device, precision, backend):
     answers = read_answers(args.answers, info) if args.answers else None
     output = Path(args.output)
     inputs = [Path(args.data_dir) / "eval" / "info.csv", *([args.answers] if args.answers else [])]
-    beside = [output.with_name("probabilities.csv")]
-    beside += [output.with_name("report.html")] if args.answers else []
-    check_output(output, beside, [*inputs, *paths_of(checkpoints)])
+    names = ["probabilities.csv", *(["report.html"] if args.answers else [])]
+    table_path, *report_path = check_output(output, names, [*inputs, *paths_of(checkpoints)])
 
     members = build_members(checkpoints, args, device, backend)
     files = info["ImageID"].tolist()
@@ -216,29 +216,32 @@ def submit(args, checkpoints, device, precision, backend):
     classes = np.full(len(info), np.bincount(predicted).argmax())
     classes[~bad] = predicted
     write_csv(output, info.assign(ans=classes))
-    probs = np.full((len(info), len(COLUMNS)), np.nan)
-    probs[~bad] = np.concatenate([heads[target] for target in config.HEADS], axis=1)
-    table = pd.DataFrame(probs, columns=COLUMNS, index=info["ImageID"])
-    write_csv(beside[0], table.round(6).reset_index())
+    probs = {target: np.full((len(info), its.shape[1]), np.nan) for target, its in heads.items()}
+    for target, its in heads.items():
+        probs[target][~bad] = its
+    table = pd.DataFrame(np.concatenate([*probs.values()], axis=1), columns=COLUMNS).round(6)
+    write_csv(table_path, pd.concat([info["ImageID"], table], axis=1))
     if bad.any():
         print(f"bad images, given the most frequent class, {classes[bad][0]}: {bad.sum()}")
     counts = ", ".join(f"{len(folds)} {target}" for target, folds in checkpoints.items())
     print(f"{len(info)} images, networks: {counts}; run by {backend} on {device.type} -> {output}")
     if answers is not None:
         print_scores(answers, classes)
-        heads = {target: table.filter(like=f"{target}_").to_numpy() for target in config.HEADS}
-        write_submission_report(beside[1], vars(args), manifest, folder, heads, answers, classes)
-        print(f"report: {beside[1]}")
+        from utils.report import write_submission_report  # imports matplotlib, half a second
+
+        settings = vars(args)
+        write_submission_report(*report_path, settings, manifest, folder, probs, answers, classes)
+        print(f"report: {report_path[0]}")
 
 
 def classify_photos(args, checkpoints, device, precision, backend):
     """Classify the faces of any photos: predictions.csv and a contact sheet beside it."""
-    photos = list_photos(args.images)
-    output = Path(args.output)
-    sheet = output.with_suffix(".png")
-    check_output(output, [sheet], [*photos, *paths_of(checkpoints)])
     if world_size() > 1:
         raise InputError("--images: works in a single process only; start it with python")
+    output = Path(args.output)
+    photos = list_photos(args.images, but=[output.parent / f"{output.stem}.png"])
+    inputs = [*photos, *paths_of(checkpoints)]
+    [sheet] = check_output(output, [f"{output.stem}.png"], inputs)
 
     members = build_members(checkpoints, args, device, backend)
     settings = checkpoints["mask"][0]["crop"]
@@ -252,20 +255,21 @@ def classify_photos(args, checkpoints, device, precision, backend):
         heads = predict(members, loader, views, device, precision)
 
     table = faces.drop(columns="crop")
+    table["file"] = [printable(str(file)) for file in table["file"]]
     answers = {target: probs.argmax(axis=1) for target, probs in heads.items()}
     for target, head in config.HEADS.items():
         table[target] = np.array(head["classes"])[answers[target]]
     table["ans"] = merge_labels(*(answers[target] for target in config.HEADS))
     table[COLUMNS] = np.concatenate([heads[target] for target in config.HEADS], axis=1).round(6)
     write_csv(output, table)
-    save_sheet(sheet, table)
+    save_sheet(sheet, table.assign(path=faces["file"]))
     if bad:
-        print(f"bad photos, left out: {len(bad)}, first {next(iter(bad))}")
+        print(f"bad photos, left out: {len(bad)}, first {printable(str(next(iter(bad))))}")
     if table["file"].nunique() > MAX_PHOTOS:
         print(f"{sheet}: the first {MAX_PHOTOS} photos")
-    missed = table["method"] == "center"
-    print(f"{len(photos) - len(bad)} photos, {len(table)} faces, {missed.sum()} of them not found "
-          f"(their photos' centre) -> {output}, {sheet}")  # fmt: skip
+    missed = (table["method"] == "center").sum()
+    print(f"{len(photos) - len(bad)} photos, {len(table) - missed} faces, {missed} photos without "
+          f"one (cropped centrally) -> {output}, {sheet}")  # fmt: skip
 
 
 def main():
@@ -278,7 +282,6 @@ def main():
         raise InputError(
             "--age-views: an age head was trained without augmentation, so has no views"
         )
-    choose_kernels(args.deterministic)
     (classify_photos if args.images else submit)(args, checkpoints, device, precision, backend)
 
 

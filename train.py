@@ -130,7 +130,6 @@ from utils.distributed import (
 from utils.files import write_csv, write_json
 from utils.metrics import classification_scores
 from utils.predictions import valid_predictions
-from utils.report import report_run
 from utils.runs import (
     arguments_that_matter,
     best_f1,
@@ -255,12 +254,12 @@ def describe(args):
     }
 
 
-def save_epoch(folder, args, network, log, predictions, resumable):
+def save_epoch(folder, args, network, log, valid, logits, resumable):
     """Write an epoch's log.csv and last.pth, and best.pth and valid_predictions.csv if its macro-F1
     is the best so far.
 
-    predictions: from valid_predictions; resumable: what last.pth holds more than best.pth, {name:
-    plain types and tensors}.
+    valid, logits: the valid photos of load_fold and what evaluate says of them; resumable: what
+    last.pth holds more than best.pth, {name: plain types and tensors}.
     """
     if not GO_ON:  # until last.pth is there
         GO_ON[:] = ["--overwrite"]
@@ -273,6 +272,7 @@ def save_epoch(folder, args, network, log, predictions, resumable):
         "network": network.state_dict(),
     }
     if f1 > best_f1(log[:-1]):
+        predictions = valid_predictions(valid, logits, args.target)
         write_csv(folder / "valid_predictions.csv", predictions)
         save_checkpoint(folder / "best.pth", checkpoint)
     save_checkpoint(folder / "last.pth", {**checkpoint, "log": log, **resumable})
@@ -351,13 +351,14 @@ def main():
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(),
             }
-            predictions = valid_predictions(valid, scores["logits"], args.target)
-            save_epoch(folder, args, network, log, predictions, resumable)
+            save_epoch(folder, args, network, log, valid, scores["logits"], resumable)
             if scalars:
                 log_scalars(scalars, log[-1])
         print_epoch(log[-1], classes, speed, time.perf_counter() - start)
     print(f"best valid macro-F1 {best_f1(log):.4f}: {folder / 'best.pth'}")
     if is_first() and not args.no_report:
+        from utils.report import report_run  # imports matplotlib, half a second
+
         report_run(folder)
 
 

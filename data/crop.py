@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 from data.detect import find_all_faces, find_largest_faces, widen
 from data.images import load_image, upright_size
-from data.keypoints import build_keypoint_rcnn, find_heads
+from data.keypoints import build_keypoint_rcnn, fetch_weights, find_heads
 from data.labels import list_train_images, raise_problems, read_info
 from data.manifest import COLUMNS, fingerprint, read_crops, write_manifest, write_settings
 from utils.distributed import (
@@ -67,7 +67,8 @@ CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
 JPEG_QUALITY = 95
 # A batch of photos passes MTCNN's whole image pyramid at once: bound its pixels, not its count,
 # so that large photos take no more memory than small ones.
-PHOTO_PIXELS = 384 * 512
+PHOTO_SIZE = 384, 512  # width and height of the competition's photos
+PHOTO_PIXELS = PHOTO_SIZE[0] * PHOTO_SIZE[1]
 # Seconds; the work that a killed run has to do again at most, beside all that other processes of
 # torchrun have done.
 SAVE_EVERY = 5
@@ -104,15 +105,20 @@ def center_box(size, side):
 
 
 def build_detector(settings, device):
-    """The network that finds faces, settings["detector"] of config.DETECTORS.
-
-    Raises InputError when weights that have to be downloaded can't be.
-    """
+    """The network that finds faces, settings["detector"] of config.DETECTORS."""
     if settings["detector"] == "keypoint_rcnn":
         return build_keypoint_rcnn(device)
     from facenet_pytorch import MTCNN  # its weights come with it
 
     return widen(MTCNN(device=device))
+
+
+def fetch_detector(settings):
+    """Download a detector's weights, if need be: once, before workers and processes ask for it."""
+    if settings["detector"] == "keypoint_rcnn":
+        if is_first():
+            fetch_weights()
+        wait_for_all()
 
 
 def find_faces(detector, images, settings, every=False):
@@ -128,6 +134,22 @@ def find_faces(detector, images, settings, every=False):
     return (find_all_faces if every else find_largest_faces)(detector, images, smallest)
 
 
+def boxes_of(faces, size, settings_of):
+    """Where to crop a photo of size (width, height): a list of (method, box, prob), a face each of
+    find_faces, widened; without a face, "center" with the central box and prob NaN.
+
+    settings_of: the box of a face, or None for the centre -> crop settings.
+    """
+    boxes = []
+    for face, prob in faces:
+        settings = settings_of(face)
+        box = face_box(face, size, settings)
+        if box:
+            boxes.append((settings["detector"], box, round(prob, 6)))
+    center = center_box(size, settings_of(None)["center_size"])
+    return boxes or [("center", center, np.nan)]
+
+
 def find_boxes(detector, images, settings):
     """Where to crop images of one size, uint8 RGB array (N, H, W, 3).
 
@@ -135,14 +157,8 @@ def find_boxes(detector, images, settings):
     box, widened, or "center" with the central box and prob NaN.
     """
     size = images.shape[2], images.shape[1]
-    results = []
-    for faces in find_faces(detector, images, settings):
-        box = face_box(faces[0][0], size, settings) if faces else None
-        if box:
-            results.append((settings["detector"], box, round(faces[0][1], 6)))
-        else:
-            results.append(("center", center_box(size, settings["center_size"]), np.nan))
-    return results
+    found = find_faces(detector, images, settings)
+    return [boxes_of(faces, size, lambda face: settings)[0] for faces in found]
 
 
 def save_crop(image, box, path):
@@ -296,6 +312,7 @@ def crop_each(source, folder, files, settings, device, args, bad):
             sizes = {file: size for file, size in zip(files, sizes) if size is not None}
     sizes, its_bad = shared((sizes, bad))
     bad |= its_bad
+    fetch_detector(settings)
     batch_size = args.crop_batch_size or config.CROP_BATCH_SIZES[device.type]
     batches = list(equal_size_batches(sizes, batch_size))[rank() :: world_size()]
     workers = min(args.num_workers, len(batches) - 1) if batches else 0

@@ -1,4 +1,4 @@
-"""Find the largest face of each photo with facenet_pytorch's MTCNN, several times faster.
+"""Find faces with facenet_pytorch's MTCNN, several times faster: all of a photo or its largest.
 
 Networks, thresholds and resampling are the package's (Zhang et al. 2016, "Joint Face Detection and
 Alignment Using Multi-task Cascaded Convolutional Networks"). The arrangement is not: photos pass
@@ -160,14 +160,14 @@ def detect(mtcnn, images, scales, same_face=SAME_FACE):
         boxes, image, probs = square(moved(boxes[kept], offsets[kept], 1)), image[kept], probs[kept]
         best = torch.zeros_like(image, dtype=torch.bool)
         best[batched_nms(boxes, probs, image, same_face)] = True
-        find_faces(mtcnn.onet, table, boxes[best], image[best], faces)
+        add_faces(mtcnn.onet, table, boxes[best], image[best], faces)
         found = torch.tensor([bool(its) for its in faces], device=image.device)
         rest = ~best & ~found[image]
-        find_faces(mtcnn.onet, table, boxes[rest], image[rest], faces)
+        add_faces(mtcnn.onet, table, boxes[rest], image[rest], faces)
     return [sorted(found, key=lambda face: -area(face[0])) for found in faces]
 
 
-def find_faces(network, table, boxes, image, faces):
+def add_faces(network, table, boxes, image, faces):
     """Add the faces that the last network sees in boxes to its image's list, (box, prob) each."""
     if not len(boxes):
         return

@@ -24,19 +24,25 @@ EYES_TO_EARS = 2.0
 ABOVE_NOSE, BELOW_NOSE = 0.75, 0.6
 
 
-def build_keypoint_rcnn(device):
-    """The network with its COCO weights, which torchvision downloads (226 MB) at first use.
+def fetch_weights():
+    """The COCO weights, a state dict, which torchvision downloads (226 MB) at first use.
 
     Raises InputError when it can't.
     """
     try:
-        network = keypointrcnn_resnet50_fpn(weights=WEIGHTS)
+        return WEIGHTS.get_state_dict(check_hash=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"--detector keypoint_rcnn: its weights could not be downloaded ({error}); put "
             f"{WEIGHTS.url} into {torch.hub.get_dir()}/checkpoints yourself, or use "
             "--detector mtcnn"
         ) from error
+
+
+def build_keypoint_rcnn(device):
+    """The network with its COCO weights. Raises InputError when these can't be downloaded."""
+    network = keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    network.load_state_dict(fetch_weights())
     return network.eval().to(device)
 
 
@@ -62,9 +68,10 @@ def find_heads(network, images, min_face_size):
     Returns for each a list of pairs of a box, four floats x0, y0, x1, y1, and the person's score.
     """
     device = next(network.parameters()).device
-    photos = torch.from_numpy(images).to(device).permute(0, 3, 1, 2) / 255
     found = []
-    for people in network(list(photos)):
+    for image in images:  # one at a time: it makes 800 pixels of each, and gigabytes of eight
+        photo = torch.from_numpy(image).to(device).permute(2, 0, 1) / 255
+        [people] = network([photo])
         people = {name: value.cpu().numpy() for name, value in people.items()}
         heads = [
             (head_box(person, keypoints[:, :2]), float(score))

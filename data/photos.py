@@ -13,10 +13,11 @@ from tqdm import tqdm
 
 from config import config
 from data.crop import (
+    PHOTO_SIZE,
     PhotoBatches,
-    center_box,
+    boxes_of,
     equal_size_batches,
-    face_box,
+    fetch_detector,
     find_faces,
     save_crop,
     try_to,
@@ -24,25 +25,28 @@ from data.crop import (
 from data.images import upright_size
 from data.labels import raise_problems
 from data.manifest import BOX
-from utils.cli import InputError, leave_ctrl_c_to_the_parent
+from utils.cli import InputError, leave_ctrl_c_to_the_parent, printable
 
+HEIC_PACKAGE = importlib.util.find_spec("pillow_heif")
+if HEIC_PACKAGE:  # here, for spawned workers, too
+    importlib.import_module("pillow_heif").register_heif_opener()
 HEIC = {".heic", ".heif"}
-# The size, width and height in pixels, of the competition's photos, and about how wide faces are in
-# them. The crop settings are meant for these.
-PHOTO_SIZE = 384, 512
-FACE_WIDTH = 150
+# What Pillow only identifies, or takes another program for.
+NO_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+FACE_WIDTH = 150  # pixels; about what faces have in photos of PHOTO_SIZE
 COLUMNS = ["file", "face", "method", *BOX, "prob"]
 
 
 def photo_suffixes():
     """The suffixes of what Pillow can open, and HEIC's, which it can't without pillow-heif."""
+    kinds = Image.OPEN.keys() - NO_PHOTOS
     suffixes = Image.registered_extensions().items()
-    return HEIC | {suffix for suffix, kind in suffixes if kind in Image.OPEN and kind != "MPEG"}
+    return HEIC | {suffix for suffix, kind in suffixes if kind in kinds}
 
 
-def list_photos(paths):
+def list_photos(paths, but=()):
     """All photos at paths, in order, each once: files as they are, and what has a photo's suffix in
-    or below a folder, hidden files and folders aside.
+    or below a folder, hidden files and folders and the paths in but aside.
 
     Raises InputError for a path that isn't there, and when there are no photos.
     """
@@ -58,19 +62,12 @@ def list_photos(paths):
                 if photo.suffix.lower() in suffixes
                 and not any(part.startswith(".") for part in photo.relative_to(path).parts)
                 and photo.is_file()
+                and not any(other.exists() and photo.samefile(other) for other in but)
             ]
         photos |= {os.path.realpath(photo): photo for photo in inside}
     if not photos:
         raise InputError(f"{', '.join(map(str, paths))}: no photos there")
-    if any(photo.suffix.lower() in HEIC for photo in photos.values()):
-        read_heic()
     return list(photos.values())
-
-
-def read_heic():
-    """Let Pillow read HEIC where pillow-heif is installed; elsewhere refuse_bad_photos names it."""
-    if importlib.util.find_spec("pillow_heif"):
-        importlib.import_module("pillow_heif").register_heif_opener()
 
 
 def scaled(settings, size, face=None):
@@ -103,7 +100,7 @@ class PhotoFaces(PhotoBatches):
             # PNG of a PNG, otherwise JPEG: as data.crop's.
             suffix = ".png" if photo.suffix.lower() == ".png" else ".jpg"
             for face, (method, box, prob) in enumerate(
-                boxes_of(faces, image.shape[1::-1], self.settings), start=1
+                boxes_in(faces, image.shape[1::-1], self.settings), start=1
             ):
                 crop = self.folder / f"{self.numbers[photo]}_{face}{suffix}"
                 save_crop(image, box, crop)
@@ -111,14 +108,9 @@ class PhotoFaces(PhotoBatches):
         return rows
 
 
-def boxes_of(faces, size, settings):
-    """Where to crop a photo of size (width, height): a list of (method, box, prob), a face each of
-    find_faces; without a face, the centre.
-    """
-    boxes = [(face_box(box, size, scaled(settings, size, box)), prob) for box, prob in faces]
-    boxes = [(settings["detector"], box, round(prob, 6)) for box, prob in boxes if box]
-    center = center_box(size, scaled(settings, size)["center_size"])
-    return boxes or [("center", center, np.nan)]
+def boxes_in(faces, size, settings):
+    """boxes_of, data.crop's, with the settings scaled to the photo."""
+    return boxes_of(faces, size, lambda face: scaled(settings, size, face))
 
 
 def crop_photos(photos, folder, settings, every, device, args):
@@ -131,13 +123,14 @@ def crop_photos(photos, folder, settings, every, device, args):
     bad = {}
     sizes = {photo: try_to(upright_size, photo, photo, bad) for photo in photos}
     sizes = {photo: size for photo, size in sizes.items() if size is not None}
+    fetch_detector(settings)
     batch_size = args.crop_batch_size or config.CROP_BATCH_SIZES[device.type]
     batches = list(equal_size_batches(sizes, batch_size))
     loader = DataLoader(
         PhotoFaces(folder, batches, sizes, settings, device, every),
         batch_size=None,
         # A forked process can't use the GPU, and a spawned one starts for longer than it helps.
-        num_workers=0 if device.type == "cuda" else min(args.num_workers, len(batches)),
+        num_workers=0 if device.type == "cuda" else min(args.num_workers, len(batches) // 2),
         worker_init_fn=leave_ctrl_c_to_the_parent,
         generator=torch.Generator(),
     )
@@ -159,9 +152,9 @@ def crop_photos(photos, folder, settings, every, device, args):
 def refuse_bad_photos(bad):
     """Raise an InputError that names the photos that can't be read, {photo: why}, if any."""
     problems = [
-        f"{photo}: HEIC: convert it to JPEG, or python -m pip install pillow-heif"
-        if photo.suffix.lower() in HEIC and "cannot identify" in why
-        else f"{photo}: {why}"
+        f"{printable(str(photo))}: HEIC: convert it to JPEG, or python -m pip install pillow-heif"
+        if photo.suffix.lower() in HEIC and not HEIC_PACKAGE
+        else f"{printable(str(photo))}: {why}"
         for photo, why in bad.items()
     ]
     raise_problems(f"{len(bad)} bad photos (--skip-bad does without them)", problems)

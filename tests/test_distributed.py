@@ -110,6 +110,11 @@ def test_a_head_is_trained_as_by_one_process(sample_dir, tmp_path):
     logs = [pd.read_csv(tmp_path / name / "age_fold0/log.csv") for name in ("one", "two")]
     for name in ("train_loss", "valid_loss"):
         np.testing.assert_allclose(logs[1][name], logs[0][name], rtol=2e-5)
+    tables = [
+        pd.read_csv(tmp_path / name / "age_fold0/valid_predictions.csv") for name in ("one", "two")
+    ]
+    assert tables[1]["file"].equals(tables[0]["file"])
+    np.testing.assert_allclose(tables[1]["loss"], tables[0]["loss"], rtol=1e-3)
     one, two = (load_checkpoint(tmp_path / name / "age_fold0/last.pth") for name in ("one", "two"))
     assert one["network"].keys() == two["network"].keys()
     for name, value in one["network"].items():  # running statistics among them

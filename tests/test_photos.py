@@ -12,7 +12,7 @@ from config import config
 from conftest import assert_refused, run, run_ok
 from data.images import load_image
 from data.labels import merge_labels
-from data.photos import boxes_of, list_photos
+from data.photos import boxes_in, list_photos
 from utils.sheet import COLORS, MAX_PHOTOS, draw_sheet
 
 SETTINGS = {
@@ -76,6 +76,7 @@ def test_any_size_orientation_and_format(classify, sample_dir, tmp_path):
     face.save(folder / "deeper/.hidden/x.jpg")
     face.save(folder / "._x.jpg")
     (folder / "notes.txt").write_text("no photo")
+    (folder / "model.h5").write_bytes(b"\x89HDF\r\n\x1a\nmodel")  # known to Pillow, unread
     table, printed = classify(folder, folder / "tiny.png", "--crop-batch-size", 2)
     table.index = [os.path.basename(file) for file in table["file"]]
     assert table.index.tolist() == ["turned.jpg", "large.WEBP", "palette.gif", "tiny.png"]
@@ -83,7 +84,7 @@ def test_any_size_orientation_and_format(classify, sample_dir, tmp_path):
     boxes = table[["x0", "y0", "x1", "y1"]]
     assert boxes.loc["tiny.png"].tolist() == [8, 3, 31, 26]  # 300 of 384 pixels
     assert np.abs(boxes.loc["turned.jpg"] - boxes.loc["palette.gif"]).max() <= 15
-    assert "4 photos, 4 faces, 1 of them not found" in printed
+    assert "4 photos, 3 faces, 1 photos without one" in printed
 
 
 def test_a_row_for_each_face(classify, sample_dir, tmp_path):
@@ -104,12 +105,12 @@ def test_a_row_for_each_face(classify, sample_dir, tmp_path):
 
 def test_margins_are_those_of_the_training_photos():
     face = ((100.0, 120.0, 250.0, 300.0), 0.9)
-    assert boxes_of([face], (384, 512), SETTINGS) == [("mtcnn", (80, 90, 270, 330), 0.9)]
+    assert boxes_in([face], (384, 512), SETTINGS) == [("mtcnn", (80, 90, 270, 330), 0.9)]
     # Of another size, they grow with the face: 150 pixels have those of the settings.
-    assert boxes_of([face], (768, 1024), SETTINGS) == [("mtcnn", (80, 90, 270, 330), 0.9)]
+    assert boxes_in([face], (768, 1024), SETTINGS) == [("mtcnn", (80, 90, 270, 330), 0.9)]
     twice = ((200.0, 240.0, 500.0, 600.0), 0.9)
-    assert boxes_of([twice], (768, 1024), SETTINGS) == [("mtcnn", (160, 180, 540, 660), 0.9)]
-    [(method, box, prob)] = boxes_of([], (768, 1024), SETTINGS)
+    assert boxes_in([twice], (768, 1024), SETTINGS) == [("mtcnn", (160, 180, 540, 660), 0.9)]
+    [(method, box, prob)] = boxes_in([], (768, 1024), SETTINGS)
     assert (method, box) == ("center", (84, 212, 684, 812))
     assert np.isnan(prob)
 
@@ -146,9 +147,37 @@ def test_what_makes_no_sense_is_refused(sample_dir, runs_dir, tmp_path):
         (["--images", tmp_path / "empty"], ["empty", "no photos"]),
         (["--all-faces"], ["--all-faces", "--images"]),
         (["--images", tmp_path, "--answers", photo], ["--answers", "--images"]),
+        (["--images", tmp_path, "--data-dir", tmp_path], ["--data-dir", "--images"]),
+        (["--images", photo, "--output", tmp_path / "."], ["--output", "name a file"]),
+        (["--images", photo, "--output", "/"], ["--output", "name a file"]),
         (["--images", tmp_path, "--crop-dir", tmp_path], ["--crop-dir", "--images"]),
     ):
         assert_refused(run(*command, *arguments), *words)
+
+
+def test_folders_from_the_environment_do_not_matter(classify, sample_dir, monkeypatch):
+    monkeypatch.setattr(config, "CROP_DIR", "somewhere")
+    photo = next((sample_dir / "train/images").glob("*/normal.jpg"))
+    assert len(classify(photo)[0]) == 1
+
+
+def test_the_sheet_of_the_last_time_is_no_photo(sample_dir, runs_dir, tmp_path):
+    shutil.copy(next((sample_dir / "train/images").glob("*/normal.jpg")), tmp_path / "one.jpg")
+    for _ in range(2):
+        printed = run_ok("test.py", "--runs", runs_dir, "--num-workers", 0, "--images", tmp_path,
+                         "--output", tmp_path / "answers.csv")  # fmt: skip
+        assert "1 photos, 1 faces" in printed
+    assert (tmp_path / "answers.png").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such names")
+def test_odd_file_names(classify, sample_dir, tmp_path):
+    photo = next((sample_dir / "train/images").glob("*/normal.jpg"))
+    for name in (b"new\nline.jpg", b"not text \xff.jpg", "여름 'a\" <b>.jpg".encode()):
+        shutil.copy(photo, os.path.join(os.fsencode(tmp_path), name))
+    table, _ = classify(tmp_path)
+    names = sorted(os.path.basename(file) for file in table["file"])
+    assert names == sorted(["new\nline.jpg", "not text ?.jpg", "여름 'a\" <b>.jpg"])
 
 
 def test_a_photo_named_twice_counts_once(sample_dir):
@@ -160,18 +189,19 @@ def test_a_photo_named_twice_counts_once(sample_dir):
 def test_the_sheet_shows_boxes_and_says_what_it_leaves_out(sample_dir, tmp_path):
     photo = next((sample_dir / "train/images").glob("*/normal.jpg"))
     assert load_image(photo).shape == (512, 384, 3)
-    row = {"face": 1, "method": "mtcnn", "x0": 96, "y0": 128, "x1": 288, "y1": 384, "prob": 1,
-           "mask": "incorrect", "gender": "male", "age": "60plus", "mask_incorrect": 0.5,
+    row = {"path": photo, "face": 1, "method": "mtcnn", "x0": 96, "y0": 128, "x1": 288, "y1": 384,
+           "prob": 1, "mask": "incorrect", "gender": "male", "age": "60plus", "mask_incorrect": 0.5,
            "gender_male": 0.9, "age_60plus": 0.4}  # fmt: skip
-    sheet = np.asarray(draw_sheet(pd.DataFrame([{**row, "file": photo}])))
+    sheet = np.asarray(draw_sheet(pd.DataFrame([{**row, "file": str(photo)}])))
     orange = np.array([int(COLORS["incorrect"][i : i + 2], 16) for i in (1, 3, 5)])
     ys, xs = np.nonzero((sheet[:322] == orange).all(axis=2))
     zoom = 310 / 512
     assert xs.max() - xs.min() == pytest.approx(192 * zoom, abs=2)
     assert ys.max() - ys.min() == pytest.approx(256 * zoom, abs=2)
     assert (sheet[322:] == orange).all(axis=2).any()  # its words
-    many = pd.DataFrame([{**row, "file": tmp_path / f"{i}.jpg"} for i in range(MAX_PHOTOS + 5)])
-    for file in many["file"]:
-        os.link(photo, file)
+    paths = [tmp_path / f"{i}.jpg" for i in range(MAX_PHOTOS + 5)]
+    many = pd.DataFrame([{**row, "file": str(path), "path": path} for path in paths])
+    for path in paths:
+        os.link(photo, path)
     sheets = draw_sheet(many), draw_sheet(many[:MAX_PHOTOS])
     assert sheets[0].size == sheets[1].size

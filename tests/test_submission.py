@@ -1,5 +1,7 @@
 """test.py as its users run it, on runs of drawn data."""
 
+import json
+import re
 import shutil
 
 import efficientnet_pytorch.utils
@@ -55,6 +57,12 @@ def test_submission_is_the_merge_of_the_heads_mean_probabilities(runs_dir, sampl
     assert f"18 classes: macro-F1 {expected:.4f}" in out
     for target in ("mask", "gender", "age"):
         assert f"{target}: macro-F1" in out
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    assert data["classifications"][0]["name"] == "18 classes"
+    assert data["classifications"][0]["target"] == answers[submission["ImageID"]].tolist()
+    assert data["classifications"][0]["predicted"] == submission["ans"].tolist()
+    assert data["photos"]["file"] == submission["ImageID"].tolist()
 
     # Each age fold alone: their mean is what both together gave.
     alone = []

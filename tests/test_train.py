@@ -269,6 +269,28 @@ def test_valid_predictions_are_those_of_the_best_epoch(sample_dir, tmp_path):
         assert table[name].tolist() == images[other].tolist()
 
 
+def test_no_report_leaves_the_pictures_out(runs_dir):
+    names = {path.name for path in (runs_dir / "mask_fold0").iterdir() if path.suffix != ".onnx"}
+    assert names == {"best.pth", "last.pth", "config.json", "log.csv", "valid_predictions.csv"}
+
+
+def test_tensorboard_goes_on_where_the_run_does(sample_dir, tmp_path):
+    command = ["train.py", "--target", "mask", "--data-dir", sample_dir, "--output-dir", tmp_path,
+               *SMALL, "--tensorboard"]  # fmt: skip
+    run_ok(*command, "--epochs", 1)
+    run_ok(*command, "--epochs", 2, "--resume")
+    folder = tmp_path / "mask_fold0"
+    log = pd.read_csv(folder / "log.csv")
+
+    def scalars():
+        events = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("train_loss")
+        return [(event.step, pytest.approx(event.value)) for event in events]
+
+    assert scalars() == list(zip(log["epoch"], log["train_loss"]))
+    run_ok(*command, "--epochs", 1, "--overwrite")
+    assert [step for step, _ in scalars()] == [1]
+
+
 def test_tensorboard_has_the_scalars_of_the_log(runs_dir):
     events = EventAccumulator(str(runs_dir / "gender_fold1/tensorboard")).Reload()
     log = pd.read_csv(runs_dir / "gender_fold1/log.csv")

@@ -98,6 +98,11 @@ def run(main, go_on=()):
         sys.exit(130)
 
 
+def printable(name):
+    """A file's name, which need not be text, as text."""
+    return name.encode(errors="replace").decode()
+
+
 def fail(message):
     """Print message as one line on stderr and exit with status 2."""
     process = os.environ.get("RANK", "0")  # of torchrun

@@ -71,19 +71,24 @@ def check_file(path, way_out):
         raise InputError(f"{path}: can't be written ({error.strerror}); {way_out}") from error
 
 
-def check_output(output, beside, inputs):
-    """Make sure that the file of --output and those beside it can be written, are different ones
-    and none of the inputs. Raises InputError otherwise.
+def check_output(output, names, inputs):
+    """Make sure that the file of --output and those of these names beside it can be written, are
+    different ones and none of the inputs. Returns the paths of the latter. Raises InputError.
     """
+    beside = [output.parent / name for name in names]
     paths = [output, *beside]
-    if output in beside or any(path.exists() and not path.is_file() for path in paths):
-        names = " or ".join(path.name for path in beside)
-        raise InputError(f"--output {output}: name a file, and not {names}")
+    if (
+        output.name in ("", *names)
+        or output.name.startswith(".")
+        or any(path.exists() and not path.is_file() for path in paths)
+    ):
+        raise InputError(f"--output {output}: name a file, and not {' or '.join(names)}")
     make_folder(output.parent, "give another --output")
     for path in paths:
         if path.exists() and any(path.samefile(read) for read in inputs):
             raise InputError(f"--output {output}: would overwrite {path}, which is read here")
         remove_leftovers(output.parent, f".{glob.escape(path.name)}")
+    return beside
 
 
 def write_csv(path, table):

@@ -237,30 +237,6 @@ def write_report(path, title, settings, log, photos, folder, heads, classificati
         file.write(page)
 
 
-def write_run_report(folder):
-    """Write the report.html of the run of train.py in folder.
-
-    Raises InputError when a file of the run or a crop of its valid photos is missing or damaged.
-    """
-    folder = Path(folder)
-    arguments, photos, log = read_arguments(folder), read_predictions(folder), read_log(folder)
-    target = arguments["target"]
-    classes = list(HEADS[target]["classes"])
-    probs = photos[[f"p_{name}" for name in classes]].to_numpy()
-    targets, predictions = (photos[name].map(classes.index) for name in ("label", "predicted"))
-    crops = crop_folder(arguments["data_dir"], arguments["crop_dir"], "train")
-    write_report(
-        folder / "report.html",
-        f"{target}, fold {arguments['fold']}: {arguments['model']} at {arguments['resize']} px",
-        arguments,
-        log,
-        photos,
-        crops,
-        {target: probs},
-        [(target, classes, targets, predictions, photos["loss"].to_numpy(), [target])],
-    )
-
-
 def write_submission_report(path, settings, photos, folder, heads, answers, classes):
     """Write the report of a submission with known answers: of the 18 classes and of each head.
 
@@ -289,16 +265,32 @@ def write_submission_report(path, settings, photos, folder, heads, answers, clas
 def report_run(folder):
     """Write curves.png, confusion.png and report.html of the run of train.py in folder, and say so.
 
-    Raises InputError as write_run_report does.
+    Raises InputError when a file of the run or a crop of its valid photos is missing or damaged.
     """
     folder = Path(folder)
-    arguments, photos = read_arguments(folder), read_predictions(folder)
-    classes = HEADS[arguments["target"]]["classes"]
-    title = f"{arguments['target']}, fold {arguments['fold']}"
-    confusion = confusion_matrix(photos["label"], photos["predicted"], labels=list(classes))
-    save_figure(folder / "curves.png", draw_curves(read_log(folder), title))
+    arguments, photos, log = read_arguments(folder), read_predictions(folder), read_log(folder)
+    target = arguments["target"]
+    classes = list(HEADS[target]["classes"])
+    targets, predictions = (photos[name].map(classes.index) for name in ("label", "predicted"))
+    confusion = confusion_matrix(targets, predictions, labels=range(len(classes)))
+    if not np.isclose(macro_f1(confusion), log["macro_f1"].max()):
+        raise InputError(
+            f"{folder}: stopped between log.csv and valid_predictions.csv of an epoch; go on with "
+            "train.py --resume"
+        )
+    title = f"{target}, fold {arguments['fold']}"
+    save_figure(folder / "curves.png", draw_curves(log, title))
     save_figure(folder / "confusion.png", draw_confusion(confusion, classes, title))
-    write_run_report(folder)
+    write_report(
+        folder / "report.html",
+        f"{title}: {arguments['model']} at {arguments['resize']} px",
+        arguments,
+        log,
+        photos,
+        crop_folder(arguments["data_dir"], arguments["crop_dir"], "train"),
+        {target: photos[[f"p_{name}" for name in classes]].to_numpy()},
+        [(target, classes, targets, predictions, photos["loss"].to_numpy(), [target])],
+    )
     print(f"report: {folder / 'report.html'}, with curves.png and confusion.png beside it")
 
 

@@ -67,7 +67,7 @@ def load_last(folder, arguments, epochs):
     Raises InputError when there is none, when arguments differ from its own, and when it has
     more than epochs epochs already.
     """
-    for name in ("last.pth", "best.pth"):
+    for name in ("last.pth", "best.pth", "valid_predictions.csv"):
         if not (folder / name).exists():
             raise InputError(f"{folder}: no {name} to go on from; start over with --overwrite")
     try:

@@ -13,18 +13,18 @@ COLUMNS = 5
 SIDE, LINE, GAP, FONT_SIZE = 310, 18, 12, 13  # in pixels
 # Of Windows, macOS and Linux, where Pillow finds them by name.
 FONTS = ("malgun.ttf", "AppleSDGothicNeo.ttc", "NotoSansCJK-Regular.ttc", "NanumGothic.ttf")
-# By the mask's answer, Okabe and Ito's colours; the words below say the same.
+# By the mask's answer, colours of Okabe and Ito; the words below say the same.
 COLORS = {"mask": "#0072B2", "incorrect": "#D55E00", "normal": "#009E73"}
 MAX_PHOTOS = 100
 MAX_FACES = 6  # below a photo
 
 
 def draw_sheet(faces):
-    """Draw the photos of predictions.csv's table, which has a row a face.
+    """Draw the photos of predictions.csv's table, which has a row a face, with path, the photo's.
 
     Photos after the first MAX_PHOTOS are left out. Returns a PIL image.
     """
-    photos = list(faces.groupby("file", sort=False))[:MAX_PHOTOS]
+    photos = list(faces.groupby("path", sort=False))[:MAX_PHOTOS]
     rows = [photos[start : start + COLUMNS] for start in range(0, len(photos), COLUMNS)]
     lines = [1 + min(MAX_FACES, max(len(its) for _, its in row)) for row in rows]
     heights = [SIDE + GAP + LINE * count for count in lines]
@@ -32,8 +32,8 @@ def draw_sheet(faces):
     sheet = Image.new("RGB", (width, sum(heights) + GAP), "white")
     draw, font, top = ImageDraw.Draw(sheet), load_font(), GAP
     for row, height in zip(rows, heights):
-        for column, (file, its) in enumerate(row):
-            draw_photo(sheet, draw, font, GAP + column * (SIDE + GAP), top, file, its)
+        for column, (_, its) in enumerate(row):
+            draw_photo(sheet, draw, font, GAP + column * (SIDE + GAP), top, its)
         top += height
     return sheet
 
@@ -46,14 +46,15 @@ def load_font():
     return ImageFont.load_default(FONT_SIZE)
 
 
-def draw_photo(sheet, draw, font, left, top, file, faces):
+def draw_photo(sheet, draw, font, left, top, faces):
     """Draw one photo with its boxes, numbered if there are several, and a line of text a face."""
-    image = Image.fromarray(load_image(file))
+    file, path = faces[["file", "path"]].iloc[0]
+    image = Image.fromarray(load_image(path))
     zoom = min(SIDE / image.width, SIDE / image.height)
     size = max(1, round(image.width * zoom)), max(1, round(image.height * zoom))
     x, y = left + (SIDE - size[0]) // 2, top + (SIDE - size[1]) // 2
     sheet.paste(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2), (x, y))
-    draw.text((left, top + SIDE), shorten(draw, str(file), font), "black", font)
+    draw.text((left, top + SIDE), shorten(draw, " ".join(file.split()), font), "black", font)
     for line, face in enumerate(faces.itertuples(), start=1):
         box = [x + face.x0 * zoom, y + face.y0 * zoom, x + face.x1 * zoom, y + face.y1 * zoom]
         draw.rectangle(box, outline="white", width=4)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from config import config
-from utils.cli import ArgumentParser, InputError, answer_early, number, run
+from utils.cli import ArgumentParser, InputError, answer_early, number, printable, run
 
 CLASSES = 3  # of a network that is no checkpoint's: most heads have as many
 GRAPHS = (".svg", ".png", ".pdf")
@@ -64,7 +64,7 @@ from matplotlib.figure import Figure
 from data.augment import build_transform
 from data.crop import build_detector, find_faces
 from data.images import load_image
-from data.photos import boxes_of, list_photos
+from data.photos import boxes_in, list_photos
 from models.network import build_network, load_network, normalize
 from utils.checkpoint import load_checkpoint
 from utils.files import atomic_write, make_folder
@@ -137,14 +137,14 @@ def draw_graph(skeleton, resize, depth, path):
 
 def crop_face(photo, detector, checkpoint):
     """What a checkpoint's network sees of a photo, uint8 RGB array (H, W, 3): its largest face,
-    cropped and resized as in training.
+    cropped as by test.py --images, and resized.
 
     detector: from build_detector for checkpoint["crop"].
     Returns uint8 RGB (resize, resize, 3) and whether there was a face, else the photo's centre.
     """
     settings = checkpoint["crop"]
     [faces] = find_faces(detector, photo[None], settings)
-    method, (x0, y0, x1, y1), _ = boxes_of(faces, photo.shape[1::-1], settings)[0]
+    method, (x0, y0, x1, y1), _ = boxes_in(faces, photo.shape[1::-1], settings)[0]
     face = build_transform(checkpoint["resize"])(image=photo[y0:y1, x0:x1])["image"]
     return face, method != "center"
 
@@ -211,11 +211,6 @@ def explain(paths, checkpoint, network):
             axes.set_xlabel(says, weight="bold" if label == predicted else "normal")
             axes.spines[:].set(linewidth=3 if label == predicted else 0.8)
     return figure
-
-
-def printable(name):
-    """A file's name, which need not be text, as text."""
-    return name.encode(errors="replace").decode()
 
 
 def build_sheet(rows, checkpoint):
