@@ -229,7 +229,9 @@ def test_checkpoints(job):
 
 def test_this(job, backend):
     checkpoints = test_checkpoints(job)
-    args = Namespace(batch_size=job.batch_size, num_workers=job.num_workers, age_views=0)
+    args = Namespace(
+        batch_size=job.batch_size, num_workers=job.num_workers, age_views=0, deterministic=False
+    )
     loader, views = load_views(checkpoints, job.files, args, job.device)
     members = {
         target: [(build_predictor(folds[0], job.device, backend), views)]
