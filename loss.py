@@ -4,6 +4,7 @@ from functools import partial
 
 import torch.nn.functional as F
 
+from models.age_head import age_distribution_loss
 from models.focal_loss import focal_loss
 
 
@@ -37,10 +38,17 @@ LOSSES = {
     "label_smoothing": label_smoothing_loss,
     "f1": soft_f1_loss,
     "ce_f1": ce_f1_loss,
+    "age_distribution": age_distribution_loss,  # logits and targets are of ages, see there
 }
 
 
-def build_loss(name, gamma=2.0, smoothing=0.1):
-    """Return one of LOSSES with its options filled in: gamma of focal, smoothing of its own."""
-    options = {"focal": {"gamma": gamma}, "label_smoothing": {"smoothing": smoothing}}
+def build_loss(name, gamma=2.0, smoothing=0.1, sigma=3.0):
+    """Return one of LOSSES with its options filled in: gamma of focal, smoothing of
+    label_smoothing, sigma of age_distribution.
+    """
+    options = {
+        "focal": {"gamma": gamma},
+        "label_smoothing": {"smoothing": smoothing},
+        "age_distribution": {"sigma": sigma},
+    }
     return partial(LOSSES[name], **options.get(name, {}))

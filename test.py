@@ -39,6 +39,9 @@ def get_args_parser():
     add("--age-views", type=natural_int, default=config.AGE_VIEWS,
         help="augmented views of each image that the age head sees beside the plain one; "
         "the original took 7 (default: %(default)s)")
+    add("--tta", choices=config.TTAS,
+        help="views of each image: none, or flip, the mean of a face and its mirror image "
+        "(default: as in each head's training)")
     add("--batch-size", type=positive_int, default=config.BATCH_SIZE,
         help="images a step (default: %(default)s)")
     add_crop_batch_size(add)
@@ -69,7 +72,7 @@ from data.crop import crop_folder, crop_sets
 from data.dataset import FaceDataset, build_loader
 from data.labels import merge_labels, read_answers, read_info, split_classes
 from data.photos import crop_photos, list_photos, refuse_bad_photos
-from models.network import FromPixels, fold_batch_norm, load_network
+from models.network import FromPixels, average, fold_batch_norm, load_network
 from models.onnx_runtime import cached_model, load_model, pick_backend
 from utils.checkpoint import find_checkpoints
 from utils.device import autocast, choose_kernels, pick_precision
@@ -110,14 +113,21 @@ def paths_of(checkpoints):
     return [one["path"] for folds in checkpoints.values() for one in folds]
 
 
+def with_mirror_image(predictor):
+    """A predictor that takes the mean of each image and its mirror image."""
+    return lambda images: average([predictor(images).float(), predictor(images.flip(2)).float()])
+
+
 def build_members(checkpoints, args, device, backend):
     """The networks that predict needs: {target: [(function from build_predictor, its views)]}."""
-    return {
-        target: [
-            (build_predictor(one, device, backend), views_of(one, args.age_views)) for one in folds
-        ]
-        for target, folds in checkpoints.items()
-    }
+
+    def member(checkpoint):
+        predictor = build_predictor(checkpoint, device, backend)
+        if (args.tta or checkpoint["tta"]) == "flip":
+            predictor = with_mirror_image(predictor)
+        return predictor, views_of(checkpoint, args.age_views)
+
+    return {target: [member(one) for one in folds] for target, folds in checkpoints.items()}
 
 
 def views_of(checkpoint, age_views):

@@ -36,6 +36,9 @@ def get_args_parser():
     parser = ArgumentParser(description="Train one head: mask, gender or age.")
     # fmt: off
     parser.add_argument("--target", choices=config.HEADS, required=True, help="which head")
+    parser.add_argument("--recipe", choices=config.RECIPES, default=config.RECIPE,
+        help="whose defaults, which other arguments override: seed is the original's, and what the "
+        "defaults below are; best is what was measured to be better (default: %(default)s)")
 
     add = parser.add_argument_group("data").add_argument
     add_data_arguments(add)
@@ -55,6 +58,9 @@ def get_args_parser():
     add("--age-border", type=positive_int,
         help="training labels of the age head: from which age on a person is 60+ "
         f"(default: {config.AGE_BORDER})")
+    add("--label-fixes", metavar="FILE",
+        help="CSV with corrections of labels, for the competition's data/label_fixes.csv (default: "
+        "labels as they are)")
     add("--augment", choices=config.AUGMENTATIONS,
         help=f"whose augmentation (default: {by_head('augment')})")
 
@@ -72,11 +78,19 @@ def get_args_parser():
     add("--epochs", type=positive_int,
         help=f"passes over the train set (default: {by_head('epochs')})")
     add("--lr", type=positive_float, help=f"learning rate of Adam (default: {by_head('lr')})")
+    add("--schedule", choices=config.SCHEDULES,
+        help="of the learning rate: constant, or cosine, which rises to --lr over the first tenth "
+        f"of all steps and then falls to 0 (default: {config.HEADS['age']['schedule']})")
+    add("--tta", choices=config.TTAS,
+        help="views of valid and later of test images: none, or flip, the mean of a face and its "
+        f"mirror image (default: {config.HEADS['age']['tta']})")
     add("--batch-size", type=positive_int, default=config.BATCH_SIZE,
         help="images a step (default: %(default)s)")
     add("--loss", choices=config.LOSSES, help=f"what is minimised (default: {by_head('loss')})")
     add("--focal-gamma", type=natural_float,
         help=f"exponent of the loss focal (default: {config.FOCAL_GAMMA})")
+    add("--age-sigma", type=positive_float,
+        help=f"width of the loss age_distribution, in years (default: {config.AGE_SIGMA:g})")
     add("--label-smoothing", type=fraction,
         help=f"share of the loss label_smoothing (default: {config.LABEL_SMOOTHING})")
     add("--seed", type=seed, default=config.SEED,
@@ -108,7 +122,7 @@ from data.crop import crop_settings
 from data.dataset import load_fold
 from data.labels import assign_folds, list_train_images
 from loss import build_loss
-from models.network import build_network, normalization, normalize
+from models.network import average, build_network, normalization, normalize
 from models.parallel import as_one
 from utils.checkpoint import save_checkpoint
 from utils.device import (
@@ -143,6 +157,7 @@ from utils.runs import (
     print_header,
     restore,
 )
+from utils.schedule import learning_rates
 
 # Filled once --resume could go on; see utils.cli.run.
 GO_ON = []
@@ -151,22 +166,26 @@ GO_ON = []
 def parse_args():
     """Parse the command line, fill in the head's own defaults, check what argparse can't."""
     args = get_args_parser().parse_args()
-    for name, value in config.HEADS[args.target].items():
+    defaults = config.HEADS[args.target] | config.RECIPES[args.recipe][args.target]
+    for name, value in defaults.items():
         if name != "classes" and getattr(args, name) is None:
             setattr(args, name, value)
     for name, used, where in (
         ("age_border", args.target == "age", "--target age"),
         ("focal_gamma", args.loss == "focal", "--loss focal"),
+        ("age_sigma", args.loss == "age_distribution", "--loss age_distribution"),
         ("label_smoothing", args.loss == "label_smoothing", "--loss label_smoothing"),
     ):
         if getattr(args, name) is None:
             setattr(args, name, getattr(config, name.upper()))
         elif not used:
             raise InputError(f"--{name.replace('_', '-')}: does nothing without {where}")
-    if args.age_border <= 30:
+    if not 30 < args.age_border <= 100:
         raise InputError(
-            f"--age-border {args.age_border}: has to be above 30, the border before it"
+            f"--age-border {args.age_border}: has to be above 30, the border before it, up to 100"
         )
+    if args.loss == "age_distribution" and args.target != "age":
+        raise InputError("--loss age_distribution: learns ages; use it with --target age")
     if not 64 <= args.resize <= 4096:
         raise InputError(f"--resize {args.resize}: the networks take from 64 to 4096 pixels")
     if args.weights and args.no_pretrained:
@@ -188,8 +207,8 @@ def not_finite(what, when, optimizer):
     )
 
 
-def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, precision):
-    """One pass over loader. Returns the mean loss per image.
+def train_one_epoch(network, loader, criterion, optimizer, rates, scaler, pixel_stats, precision):
+    """One pass over loader; rates: the learning rate of each step. Returns the mean loss per image.
 
     Raises InputError when a loss is not finite.
     """
@@ -198,8 +217,9 @@ def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, 
     losses = []
     epoch, sizes = loader.batch_sampler.epoch, loader.batch_sampler.sizes
     bar = tqdm(loader, f"epoch {epoch}", unit="batch", leave=False, disable=progress_off())
-    for (images, targets), size in zip(bar, sizes):
+    for (images, targets), size, rate in zip(bar, sizes, rates.tolist()):
         begin_step(size)
+        optimizer.param_groups[0]["lr"] = rate
         images = normalize(images.to(device, non_blocking=True), *pixel_stats)
         targets = targets.to(device, non_blocking=True)
         with autocast(device, precision):
@@ -220,7 +240,7 @@ def train_one_epoch(network, loader, criterion, optimizer, scaler, pixel_stats, 
 
 
 @torch.inference_mode()
-def evaluate(network, loader, criterion, pixel_stats, precision):
+def evaluate(network, loader, criterion, pixel_stats, precision, tta="none"):
     """Returns the classification_scores, the loss and the logits, float32 (N, C) on the CPU: all
     over the whole of loader at once.
     """
@@ -229,8 +249,9 @@ def evaluate(network, loader, criterion, pixel_stats, precision):
     logits, targets = [], []
     for images, batch_targets in loader:
         images = normalize(images.to(device, non_blocking=True), *pixel_stats)
+        views = [images, images.flip(3)] if tta == "flip" else [images]
         with autocast(device, precision):
-            logits.append(network(images).float())
+            logits.append(average([network(view).float() for view in views]))
         targets.append(batch_targets)
     logits = [batch.cpu() for batch in logits]
     logits, targets = torch.cat(in_order(logits)), torch.cat(in_order(targets))
@@ -250,6 +271,8 @@ def describe(args):
         "mean": list(mean),
         "std": list(std),
         "augment": args.augment,
+        "tta": args.tta,
+        "age_border": args.age_border if args.loss == "age_distribution" else 0,  # 0: no AgeHead
         "crop": crop_settings(args),
     }
 
@@ -291,7 +314,7 @@ def main():
     if args.compile and world_size() > 1:
         raise InputError("--compile: works in a single process only; leave it out under torchrun")
     classes = config.HEADS[args.target]["classes"]
-    images = list_train_images(args.data_dir)
+    images = list_train_images(args.data_dir, args.label_fixes)
     images["fold"] = assign_folds(images, args.fold_seed)
     folder = prepare_folder(args)
     arguments = arguments_that_matter(args, precision)
@@ -299,14 +322,18 @@ def main():
     # The network before the crops: a failed download shows before hours of cropping.
     torch.manual_seed(args.seed)
     start_from = (None, False) if last else (args.weights, not args.no_pretrained)
-    network = build_network(args.model, len(classes), args.resize, *start_from).to(device)
+    age_border = describe(args)["age_border"]
+    network = build_network(args.model, len(classes), args.resize, *start_from, age_border)
+    network = network.to(device)
     if args.compile:
         compile_network(network, device)
     train_loader, valid_loader, valid, data = load_fold(images, args, device)
 
     choose_kernels(args.deterministic)
     pixel_stats = torch.tensor(normalization(args.model), device=device)
-    criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing)
+    criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing, args.age_sigma)
+    # Evaluated, an age head gives the logits of the three groups.
+    valid_criterion = build_loss("cross_entropy") if age_border else criterion
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     log = []
@@ -336,11 +363,19 @@ def main():
         # Seeded by epoch: what dropout draws depends on nothing before, on no --resume either.
         torch.manual_seed(int(np.random.SeedSequence([args.seed, epoch]).generate_state(1)[0]))
         train_loader.batch_sampler.epoch = epoch
+        rates = learning_rates(args, epoch, len(train_loader))
         train_loss = train_one_epoch(
-            network_of_all, train_loader, criterion, optimizer, scaler, pixel_stats, precision
+            network_of_all,
+            train_loader,
+            criterion,
+            optimizer,
+            rates,
+            scaler,
+            pixel_stats,
+            precision,
         )
         speed = len(train_loader.dataset) / (time.perf_counter() - start)
-        scores = evaluate(network, valid_loader, criterion, pixel_stats, precision)
+        scores = evaluate(network, valid_loader, valid_criterion, pixel_stats, precision, args.tta)
         if not math.isfinite(scores["loss"]):
             raise not_finite("valid loss", f"epoch {epoch}", optimizer)
         log.append(log_row(epoch, train_loss, scores, classes))

@@ -34,13 +34,17 @@ MODEL = "efficientnet-b3"
 RESIZE = 224
 
 # training
-LOSSES = ("cross_entropy", "focal", "label_smoothing", "f1", "ce_f1")
+LOSSES = ("cross_entropy", "focal", "label_smoothing", "f1", "ce_f1", "age_distribution")
 BATCH_SIZE = 64
 SEED = 777
 FOCAL_GAMMA = 2.0
 LABEL_SMOOTHING = 0.1
+AGE_SIGMA = 3.0  # years
+SCHEDULES = ("constant", "cosine")
+WARMUP = 0.1  # share of all steps, of the schedule cosine
 
-AUGMENTATIONS = ("none", "mask", "age", "gender")
+AUGMENTATIONS = ("none", "mask", "age", "gender", "light")
+TTAS = ("none", "flip")
 
 # per head; label i of a head means classes[i]
 HEADS = {
@@ -50,6 +54,8 @@ HEADS = {
         "loss": "cross_entropy",
         "epochs": 10,
         "augment": "mask",
+        "schedule": "constant",
+        "tta": "none",
     },
     "gender": {
         "classes": ("female", "male"),
@@ -57,6 +63,8 @@ HEADS = {
         "loss": "cross_entropy",
         "epochs": 10,
         "augment": "gender",
+        "schedule": "constant",
+        "tta": "none",
     },
     "age": {
         "classes": ("under30", "30to59", "60plus"),
@@ -64,8 +72,28 @@ HEADS = {
         "loss": "focal",
         "epochs": 4,
         "augment": "age",
+        "schedule": "constant",
+        "tta": "none",
     },
 }
+
+# What a recipe changes in these defaults: "seed" is the original's, "best" what README's table of
+# measured steps has proven to help.
+RECIPES = {
+    "seed": {"mask": {}, "gender": {}, "age": {}},
+    "best": {
+        "mask": {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"},
+        "gender": {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"},
+        "age": {
+            "lr": 1e-3,
+            "schedule": "cosine",
+            "augment": "light",
+            "tta": "flip",
+            "loss": "age_distribution",
+        },
+    },
+}
+RECIPE = "seed"
 
 # prediction
 OUTPUT = "submission.csv"

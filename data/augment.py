@@ -20,7 +20,9 @@ NOISE_STD = (10**0.5 / 255, 50**0.5 / 255)
 
 
 def augmentations(name):
-    """The train-time albumentations of a head by name, each as strong as in the original."""
+    """The train-time albumentations by name: a head's, each as strong as in the original, or
+    "light", which fits all heads and keeps a face as a camera might see it.
+    """
     if name == "none":
         return []
     if name == "mask":
@@ -34,6 +36,18 @@ def augmentations(name):
                 ],
                 p=0.5,
             ),
+        ]
+    if name == "light":
+        return [
+            A.HorizontalFlip(p=0.5),
+            A.Affine(
+                scale=(0.9, 1.1),
+                translate_percent=(-0.05, 0.05),
+                rotate=(-10, 10),
+                border_mode=cv2.BORDER_REPLICATE,
+                p=0.8,
+            ),
+            A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
         ]
     if name not in AUGMENTATIONS:
         raise InputError(f"augmentation {name}: unknown; there are {', '.join(AUGMENTATIONS)}")

@@ -109,10 +109,10 @@ def load_fold(images, args, device):
     """The train and valid DataLoaders of args.target and args.fold, the valid photos and a digest;
     crops what is missing.
 
-    images: from list_train_images, with the column fold. Train labels use args.age_border, valid
-    labels the official border. The valid photos are rows of images, in the loader's order, with the
-    manifest's column method; the digest is one string that other photos or labels would change.
-    Raises InputError for bad data.
+    images: from list_train_images, with the column fold. Train labels use args.age_border, or are
+    ages in years for the loss age_distribution; valid labels use the official border. The valid
+    photos are rows of images, in the loader's order, with the manifest's column method; the digest
+    is one string that other photos or labels would change. Raises InputError for bad data.
     """
     photos = ("train", images["file"].tolist(), images["shot"].tolist())
     [manifest] = crop_sets(args, [photos], crop_settings(args), device)
@@ -145,7 +145,10 @@ def load_fold(images, args, device):
         raise InputError(f"{args.data_dir}: no readable photos are left to train or validate on")
     if len(train) < world_size():
         raise InputError(f"{args.data_dir}: fewer photos to train on than processes")
-    train_labels = head_labels(train, args.target, args.age_border)
+    if args.loss == "age_distribution":
+        train_labels = train["age"].to_numpy(dtype=np.int64)
+    else:
+        train_labels = head_labels(train, args.target, args.age_border)
     return (
         loader(train, train_labels, args.augment, train=True),
         loader(valid, head_labels(valid, args.target), "none"),

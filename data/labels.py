@@ -11,6 +11,7 @@ from config.config import NUM_FOLDS, OFFICIAL_AGE_BORDER
 from utils.cli import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+SHOT = r"normal|incorrect_mask|mask\d+"
 SHOT_LABELS = {"normal": 0, "mask": 1, "incorrect_mask": 2}  # mask1 .. mask5 count as mask
 GENDER_LABELS = {"female": 0, "male": 1}
 
@@ -74,7 +75,7 @@ def problems_by_line(*checks):
 
 
 def read_people(data_dir):
-    """Read train/train.csv: one row a person, columns path, gender, age (int, years), group.
+    """Read train/train.csv: one row a person, columns id, path, gender, age (int, years), group.
 
     group is the id without its suffix: 001498-1 and 001498-2 are one id given twice, perhaps one
     person, so they must never stand on both sides of a fold.
@@ -92,15 +93,15 @@ def read_people(data_dir):
         (table["id"] == "", "id is empty"),
     )
     raise_problems(csv, problems)
-    people = table[["path", "gender"]].copy()
+    people = table[["id", "path", "gender"]].copy()
     people["age"] = ages.astype(int)
     people["group"] = table["id"].str.split("-").str[0]
     return people
 
 
-def list_train_images(data_dir):
+def list_train_images(data_dir, label_fixes=None):
     """Return a DataFrame of all train photos: file (relative to train/images, with "/"), shot
-    and the columns of read_people.
+    and the columns of read_people. label_fixes: a file for fix_labels.
 
     Hidden files (._mask1.jpg, .DS_Store) and files that are no photos are skipped.
     Raises InputError for a person without photos and for a photo that is none of the shots.
@@ -119,7 +120,7 @@ def list_train_images(data_dir):
         if not photos:
             problems.append(f"{person['path']}: no photos of this person of train.csv")
         for path in photos:
-            if not re.fullmatch(r"normal|incorrect_mask|mask\d+", path.stem):
+            if not re.fullmatch(SHOT, path.stem):
                 problems.append(
                     f"{person['path']}/{path.name}: not a shot (normal, incorrect_mask, mask1 ..)"
                 )
@@ -127,7 +128,40 @@ def list_train_images(data_dir):
                 problems.append(f"{person['path']}/{path.name}: a link that leaves images/")
             rows.append({"file": f"{person['path']}/{path.name}", "shot": path.stem, **person})
     raise_problems(images, problems)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return fix_labels(table, label_fixes) if label_fixes else table
+
+
+def fix_labels(images, path):
+    """Correct labels of list_train_images by a CSV with id, field, old and new: the field shot
+    corrects one photo of the id, gender and age correct all.
+
+    Only applied where the old value is what stands there; each application is printed. Returns the
+    corrected table. Raises InputError for a row that means nothing.
+    """
+    fixes = read_table(path, ["id", "field", "old", "new"], "see data/label_fixes.csv")
+    valid = {
+        "gender": fixes["new"].isin(list(GENDER_LABELS)),
+        "age": fixes["new"].str.fullmatch(r"\d{1,2}|1[01]\d|120"),
+        "shot": fixes["new"].str.fullmatch(SHOT),
+    }
+    known = fixes["field"].isin(list(valid))
+    good = np.select([fixes["field"] == name for name in valid], list(valid.values()), True)
+    problems = problems_by_line(
+        (~known, f"field is none of {', '.join(valid)}"),
+        (~good.astype(bool), "new is no such value"),
+        (fixes.duplicated(["id", "field", "old"]), "stands there twice"),
+    )
+    raise_problems(path, problems)
+    fixed = images.copy()
+    for fix in fixes.to_dict("records"):
+        field = fix["field"]
+        # The old values, so that two fixes may swap two shots.
+        hit = (images["id"] == fix["id"]) & (images[field].astype(str) == fix["old"])
+        if hit.any():
+            fixed.loc[hit, field] = int(fix["new"]) if field == "age" else fix["new"]
+            print(f"{path}: {fix['id']}, {field} {fix['old']} -> {fix['new']}: {hit.sum()} photos")
+    return fixed
 
 
 def is_photo(path):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config.config import NETWORKS
+from models.age_head import AgeHead
 from utils.checkpoint import load_state, read_tensors
 from utils.cli import InputError
 
@@ -52,12 +53,13 @@ class FromPixels(nn.Module):
         return self.network(normalize(images, self.mean, self.std))
 
 
-def build_network(name, num_classes, resize, weights=None, pretrained=False):
+def build_network(name, num_classes, resize, weights=None, pretrained=False, age_border=0):
     """Build one of NETWORKS for normalised images (N, 3, resize, resize) -> logits (N, classes).
 
     weights: a file with the network's state dict (its classifier layer is left out when the
     number of classes differs). pretrained: else start from ImageNet weights, downloaded by
     efficientnet_pytorch, for lite0 out of its installed package. Otherwise random weights.
+    age_border: not 0 makes its classifier layer an AgeHead with this border.
     Raises InputError for an unfit file and for a download that fails.
     """
     if name not in NETWORKS:
@@ -87,6 +89,8 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False):
             ) from error
     if weights:
         load_weights(network, name, weights)
+    if age_border:
+        network._fc = AgeHead(network._fc.in_features, age_border)
     if not lite:
         # The memory-efficient swish computes its sigmoid twice; this one is faster everywhere.
         network.set_swish(memory_efficient=False)
@@ -96,9 +100,23 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False):
 
 def load_network(checkpoint):
     """Rebuild the network of load_checkpoint's dict on the CPU, ready to predict."""
-    network = build_network(checkpoint["model"], len(checkpoint["classes"]), checkpoint["resize"])
+    network = build_network(
+        checkpoint["model"],
+        len(checkpoint["classes"]),
+        checkpoint["resize"],
+        age_border=checkpoint["age_border"],
+    )
     load_state(network, checkpoint)
     return network.eval()
+
+
+def average(logits):
+    """Logits of several views of the same images, a list of float (N, C), as one: of one view as
+    they are, of more the logarithm of their mean probabilities.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack(logits).softmax(dim=2).mean(dim=0).log()
 
 
 def pad_in_convolutions(network):

@@ -109,6 +109,7 @@ def test_checkpoints_hold_tensors_and_plain_types_only(tmp_path):
     good = {
         "target": "gender", "classes": ["female", "male"], "model": "efficientnet-b0",
         "resize": 64, "mean": [0.5] * 3, "std": [0.5] * 3, "augment": "none",
+        "tta": "none", "age_border": 0,
         "crop": {**dict.fromkeys(CROP_SETTINGS, 20), "detector": "mtcnn"},
         "network": {"w": torch.ones(2)}, "epoch": 3,
     }  # fmt: skip

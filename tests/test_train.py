@@ -199,10 +199,10 @@ def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
     assert set(head_labels(aged59, "age", config.AGE_BORDER)) == {2}
     assert set(head_labels(aged59, "age")) == {1}
     args = Namespace(
-        data_dir=sample_dir, crop_dir=None, target="age", fold=0, fold_seed=777, age_border=31,
-        resize=64, augment="none", seed=1, batch_size=8, num_workers=0, crop_batch_size=8,
-        detector="mtcnn", min_face_size=20, margin_x=20, margin_y=30, center_size=300,
-        skip_bad=False, epochs=2, cache="auto",
+        data_dir=sample_dir, crop_dir=None, target="age", loss="focal", fold=0, fold_seed=777,
+        age_border=31, resize=64, augment="none", seed=1, batch_size=8, num_workers=0,
+        crop_batch_size=8, detector="mtcnn", min_face_size=20, margin_x=20, margin_y=30,
+        center_size=300, skip_bad=False, epochs=2, cache="auto",
     )  # fmt: skip
     train_loader, valid_loader, valid, _ = load_fold(images, args, torch.device("cpu"))
     folds = images["fold"]

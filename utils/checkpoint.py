@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from config.config import AUGMENTATIONS, CROP_SETTINGS, DETECTORS, HEADS, NETWORKS
+from config.config import AUGMENTATIONS, CROP_SETTINGS, DETECTORS, HEADS, NETWORKS, TTAS
 from utils.cli import InputError
 from utils.files import atomic_write
 
@@ -27,6 +27,8 @@ NEEDED = {
     "mean": lambda value: is_rgb(value),
     "std": lambda value: is_rgb(value) and min(value) > 0,
     "augment": lambda value: value in AUGMENTATIONS,
+    "tta": lambda value: value in TTAS,
+    "age_border": lambda value: isinstance(value, int) and (value == 0 or 30 < value <= 100),
     "crop": lambda value: is_crop(value),
     "network": lambda value: isinstance(value, dict) and all(map(torch.is_tensor, value.values())),
 }

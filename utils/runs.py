@@ -14,7 +14,7 @@ TENSORBOARD = "tensorboard"
 # All other arguments decide what a run ends with, so that --resume must find them unchanged.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "cache", "crop_batch_size", "device",
                   "num_workers", "epochs", "overwrite", "resume", "skip_bad", "no_report",
-                  "tensorboard"}  # fmt: skip
+                  "tensorboard", "recipe"}  # fmt: skip
 
 PLAIN = (str, int, float, type(None))
 # What last.pth holds more than best.pth.
@@ -49,6 +49,8 @@ def clear_folder(folder):
 def arguments_that_matter(args, precision):
     """What decides what a run ends with: {argument: plain value}; precision: the dtype in use."""
     arguments = {name: value for name, value in vars(args).items() if name not in FREE_ON_RESUME}
+    if args.schedule != "constant":  # all steps' learning rates depend on how many there are
+        arguments["epochs"] = args.epochs
     # Not args.precision: what auto means differs from device to device.
     return {**arguments, "precision": precision_name(precision)}
 
@@ -103,7 +105,9 @@ def restore(last, network, optimizer, scaler):
     load_state(network, last)
     try:
         # The arguments are the same, so the groups must be, and the states fit the parameters.
-        fits = last["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]
+        both = last["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"]
+        its, own = ([{**group, "lr": None} for group in groups] for groups in both)  # by schedule
+        fits = its == own
         optimizer.load_state_dict(last["optimizer"])
         for parameter, state in optimizer.state.items():
             shapes = {name: value.shape for name, value in state.items()}

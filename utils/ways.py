@@ -146,10 +146,13 @@ def train_this(job):
     dataset = FaceDataset(job.files, np.arange(len(job.files)) % 3, transforms, config.SEED, cache)
     loader = build_loader(dataset, job.batch_size, job.num_workers, job.device, train=True)
     stats = torch.tensor(normalization(job.model), device=job.device)
+    rates = np.full(len(loader), 1e-4)
 
     def work():
         loader.batch_sampler.epoch += 1
-        train_one_epoch(network, loader, F.cross_entropy, optimizer, scaler, stats, job.precision)
+        train_one_epoch(
+            network, loader, F.cross_entropy, optimizer, rates, scaler, stats, job.precision
+        )
 
     return work
 
@@ -219,6 +222,7 @@ def test_checkpoints(job):
             checkpoint = {
                 "target": target, "classes": [*head["classes"]], "fold": 0, "model": job.model,
                 "resize": job.resize, "mean": [*mean], "std": [*std], "augment": "none",
+                "tta": "none", "age_border": 0,
                 "crop": CROP, "network": build_network(
                     job.model, len(head["classes"]), job.resize).state_dict(),
             }  # fmt: skip

@@ -1,0 +1,35 @@
+"""A classifier layer that learns the age in years and answers with the three age groups."""
+
+import torch
+from torch import nn
+
+MAX_AGE = 100
+
+
+class AgeHead(nn.Linear):
+    """Features, float (N, in_features) -> in training a logit for each age from 0 to MAX_AGE, (N,
+    MAX_AGE + 1), otherwise log-probabilities of under 30, 30 to border - 1, and border on, (N, 3).
+    """
+
+    def __init__(self, in_features, border):
+        super().__init__(in_features, MAX_AGE + 1)
+        self.border = border
+
+    def forward(self, features):
+        logits = super().forward(features)
+        if self.training:
+            return logits
+        groups = logits.log_softmax(dim=1).tensor_split((30, self.border), dim=1)
+        return torch.stack([group.logsumexp(dim=1) for group in groups], dim=1)
+
+
+def age_distribution_loss(logits, ages, sigma=3.0):
+    """Cross-entropy against a normal distribution around the true age: neighbouring ages look alike
+    and may be wrong by a year or two.
+
+    logits: float (N, MAX_AGE + 1), one an age; ages: int64 (N,), years; sigma: years, above 0.
+    Source: Gao et al. 2017, "Deep Label Distribution Learning with Label Ambiguity".
+    """
+    years = torch.arange(logits.shape[1], device=logits.device)
+    targets = (-0.5 * ((years - ages[:, None]) / sigma) ** 2).softmax(dim=1)
+    return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
