@@ -82,7 +82,7 @@ HEADS = {
 RECIPES = {
     "seed": {"mask": {}, "gender": {}, "age": {}},
     "best": {
-        "mask": {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"},
+        "mask": {},  # nothing that helps the others helped it
         "gender": {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"},
         "age": {
             "lr": 1e-3,

@@ -9,6 +9,7 @@ import data.sample
 import test
 import train
 import utils.benchmark
+import utils.compare
 import utils.report
 import utils.scale
 import utils.view_model
@@ -24,6 +25,7 @@ PARSERS = {
     "-m data.sample": data.sample.get_args_parser,
     "-m utils.benchmark": utils.benchmark.get_args_parser,
     "-m utils.scale": utils.scale.get_args_parser,
+    "-m utils.compare": utils.compare.get_args_parser,
     "-m utils.report": utils.report.get_args_parser,
     "-m utils.view_model": utils.view_model.get_args_parser,
 }
