@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Merge the three heads into a submission: three heads -> 18 classes -> submission.csv.
 
 python test.py

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train one head: data -> network -> loop -> best-F1 checkpoint.
 
 python train.py --target age --lr 1e-4 --epochs 4

@@ -5,6 +5,8 @@ The values are those of the solution this repository reimplements, except where 
 
 import os
 
+VERSION = "0.1.0"
+
 # the competition's rules, no arguments
 NUM_FOLDS = 5
 OFFICIAL_AGE_BORDER = 60

@@ -1,9 +1,17 @@
+import importlib
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
+from config import config
+from conftest import ROOT, spawn
 from utils.cli import InputError
 from utils.device import pick_device, pick_precision
 from utils.files import atomic_write, write_csv
@@ -66,3 +74,30 @@ def test_atomic_write_leaves_the_old_file_when_writing_fails(tmp_path):
         write_half(path)
     assert path.read_bytes() == before == "a,이름\n1,x\n".encode()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_version_and_completion(tmp_path):
+    done = spawn("train.py", "--version")
+    assert done.stdout.strip().endswith(config.VERSION)
+    line = "train.py --tar"
+    completions = tmp_path / "completions"
+    environment = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+                   "_ARGCOMPLETE_STDOUT_FILENAME": str(completions)}  # fmt: skip
+    subprocess.run(
+        [sys.executable, "train.py"], cwd=ROOT, env={**os.environ, **environment}, timeout=60
+    )
+    assert completions.read_text().strip() == "--target"
+
+
+def test_versions_agree():
+    assert f"version: {config.VERSION}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {config.VERSION}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_vscode_starts_what_is_there():
+    launch = json.loads((ROOT / ".vscode/launch.json").read_text())["configurations"]
+    commands = [one.get("program") or f"-m {one['module']}" for one in launch]
+    assert commands == ["-m data.sample", "train.py", "train.py", "train.py", "test.py"]
+    for one, command in zip(launch, commands):
+        name = command.removeprefix("-m ").removesuffix(".py")
+        importlib.import_module(name).get_args_parser().parse_args(one.get("args", []))

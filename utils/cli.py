@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from importlib.util import find_spec
 
 from config import config
 
@@ -35,15 +36,23 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options, allow_abbrev=False)
+        version = f"mask-age-gender {config.VERSION}"
+        self.add_argument("--version", action="version", version=version,
+                          help="print the version and exit (default: don't)")  # fmt: skip
 
     def error(self, message):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
 def answer_early(parser):
-    """Answer --help and wrong arguments, and be stopped by Ctrl-C without a traceback, already
-    before a script's slow imports: to be called between the quick ones and these.
+    """Answer --help, wrong arguments and a shell that completes arguments, and be stopped by Ctrl-C
+    without a traceback, already before a script's slow imports: to be called between the quick ones
+    and these.
     """
+    if "_ARGCOMPLETE" in os.environ and find_spec("argcomplete"):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     parser.parse_args()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in nohup
         signal.signal(signal.SIGINT, leave_imports)
