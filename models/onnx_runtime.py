@@ -42,22 +42,23 @@ def pick_backend(name, device, precision):
     return name
 
 
-def export(network, resize):
-    """The ONNX model, bytes, of a network that takes uint8 (N, resize, resize, 3) to logits.
+def export(network, inputs, outputs):
+    """The ONNX model, bytes, of a network that takes uint8 images (N, side, side, 3).
 
-    network: on the CPU, ready to predict. N is free in the model.
+    network: on the CPU, ready to predict; inputs: {name: side}, and outputs: names, both in the
+    network's order. N is free in the model.
     """
     buffer = io.BytesIO()
-    example = torch.zeros(2, resize, resize, 3, dtype=torch.uint8)
+    examples = tuple(torch.zeros(2, side, side, 3, dtype=torch.uint8) for side in inputs.values())
     with warnings.catch_warnings():
         # The newer exporter needs one package more, and its N is not free in older torch.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         # Of some paddings, which the runtime folds.
         warnings.filterwarnings("ignore", "Constant folding")
         torch.onnx.export(
-            network.to(memory_format=torch.contiguous_format), (example,), buffer,
-            input_names=["images"], output_names=["logits"],
-            dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}},
+            network.to(memory_format=torch.contiguous_format), examples, buffer,
+            input_names=[*inputs], output_names=[*outputs],
+            dynamic_axes={name: {0: "N"} for name in (*inputs, *outputs)},
             opset_version=OPSET, dynamo=False,
         )  # fmt: skip
     return buffer.getvalue()
@@ -72,7 +73,7 @@ def cached_model(checkpoint, build):
     path = model_path(checkpoint)
     if path.exists():
         return path.read_bytes()
-    model = export(build(), checkpoint["resize"])
+    model = export(build(), {"images": checkpoint["resize"]}, ["logits"])
     try:
         with atomic_write(path) as file:
             file.write(model)

@@ -4,12 +4,14 @@ import re
 
 import pytest
 
+import data.check
 import data.crop
 import data.sample
 import test
 import train
 import utils.benchmark
 import utils.compare
+import utils.export
 import utils.report
 import utils.scale
 import utils.view_model
@@ -22,10 +24,12 @@ PARSERS = {
     "train.py": train.get_args_parser,
     "test.py": test.get_args_parser,
     "-m data.crop": data.crop.get_args_parser,
+    "-m data.check": data.check.get_args_parser,
     "-m data.sample": data.sample.get_args_parser,
     "-m utils.benchmark": utils.benchmark.get_args_parser,
     "-m utils.scale": utils.scale.get_args_parser,
     "-m utils.compare": utils.compare.get_args_parser,
+    "-m utils.export": utils.export.get_args_parser,
     "-m utils.report": utils.report.get_args_parser,
     "-m utils.view_model": utils.view_model.get_args_parser,
 }
