@@ -84,7 +84,7 @@ HEADS = {
 RECIPES = {
     "seed": {"mask": {}, "gender": {}, "age": {}},
     "best": {
-        "mask": {},  # nothing that helps the others helped it
+        "mask": {},  # what helps the others changes nothing in it
         "gender": {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"},
         "age": {
             "lr": 1e-3,
