@@ -92,6 +92,7 @@ SHARES = {
              "HueSaturationValue": 1 / 6},
     "age": {"Rotate": 0.5, "RandomGridShuffle": 0.25, "Perspective": 0.25, "GaussNoise": 0.5},
     "gender": {"Rotate": 0.5, "Perspective": 0.5, "GaussNoise": 0.5},
+    "light": {"HorizontalFlip": 0.5, "Affine": 0.8, "RandomBrightnessContrast": 0.5},
     "none": {},
 }  # fmt: skip
 
