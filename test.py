@@ -250,16 +250,16 @@ def classify_photos(args, checkpoints, device, precision, backend):
     if world_size() > 1:
         raise InputError("--images: works in a single process only; start it with python")
     output = Path(args.output)
-    photos = list_photos(args.images, but=[output.parent / f"{output.stem}.png"])
-    inputs = [*photos, *paths_of(checkpoints)]
-    [sheet] = check_output(output, [f"{output.stem}.png"], inputs)
+    name = f"{output.stem}_sheet.png"
+    photos = list_photos(args.images, but=[output.with_name(name)] if output.name else [])
+    [sheet] = check_output(output, [name], [*photos, *paths_of(checkpoints)])
 
     members = build_members(checkpoints, args, device, backend)
     settings = checkpoints["mask"][0]["crop"]
     with tempfile.TemporaryDirectory() as folder:
         faces, bad = crop_photos(photos, Path(folder), settings, args.all_faces, device, args)
         if bad and not args.skip_bad:
-            refuse_bad_photos(bad)
+            refuse_bad_photos(bad, "--skip-bad does without them")
         if faces.empty:
             raise InputError(f"{', '.join(args.images)}: not one readable photo")
         loader, views = load_views(checkpoints, faces["crop"].tolist(), args, device)
@@ -274,8 +274,8 @@ def classify_photos(args, checkpoints, device, precision, backend):
     table[COLUMNS] = np.concatenate([heads[target] for target in config.HEADS], axis=1).round(6)
     write_csv(output, table)
     save_sheet(sheet, table.assign(path=faces["file"]))
-    if bad:
-        print(f"bad photos, left out: {len(bad)}, first {printable(str(next(iter(bad))))}")
+    for photo, why in bad.items():
+        print(f"left out: {printable(str(photo))}: {why}")
     if table["file"].nunique() > MAX_PHOTOS:
         print(f"{sheet}: the first {MAX_PHOTOS} photos")
     missed = (table["method"] == "center").sum()

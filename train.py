@@ -152,7 +152,6 @@ from utils.runs import (
     load_last,
     log_row,
     log_scalars,
-    open_tensorboard,
     prepare_folder,
     print_epoch,
     print_header,
@@ -346,11 +345,9 @@ def main():
             )
         log = restore(last, network, optimizer, scaler)
         GO_ON[:] = ["--resume"]
-    elif is_first():
-        clear_folder(folder)
-    if is_first():
-        write_json(folder / "config.json", vars(args))
-    scalars = open_tensorboard(folder, len(log)) if args.tensorboard and is_first() else None
+        if is_first():  # also mends a damaged log.csv or config.json
+            write_csv(folder / "log.csv", pd.DataFrame(log))
+            write_json(folder / "config.json", vars(args))
     network_of_all = as_one(network, device) if world_size() > 1 else network
     where = device if world_size() == 1 else f"{world_size()} x {device.type}"
     print(
@@ -366,21 +363,18 @@ def main():
         train_loader.batch_sampler.epoch = epoch
         rates = learning_rates(args, epoch, len(train_loader))
         train_loss = train_one_epoch(
-            network_of_all,
-            train_loader,
-            criterion,
-            optimizer,
-            rates,
-            scaler,
-            pixel_stats,
+            network_of_all, train_loader, criterion, optimizer, rates, scaler, pixel_stats,
             precision,
-        )
+        )  # fmt: skip
         speed = len(train_loader.dataset) / (time.perf_counter() - start)
         scores = evaluate(network, valid_loader, valid_criterion, pixel_stats, precision, args.tta)
         if not math.isfinite(scores["loss"]):
             raise not_finite("valid loss", f"epoch {epoch}", optimizer)
         log.append(log_row(epoch, train_loss, scores, classes))
         if is_first():
+            if epoch == 1:  # not before: until here, --overwrite may fail and lose nothing
+                clear_folder(folder)
+                write_json(folder / "config.json", vars(args))
             resumable = {
                 "arguments": arguments,
                 "data": data,
@@ -388,8 +382,8 @@ def main():
                 "scaler": scaler.state_dict(),
             }
             save_epoch(folder, args, network, log, valid, scores["logits"], resumable)
-            if scalars:
-                log_scalars(scalars, log[-1])
+            if args.tensorboard:
+                log_scalars(folder, log)
         print_epoch(log[-1], classes, speed, time.perf_counter() - start)
     print(f"best valid macro-F1 {best_f1(log):.4f}: {folder / 'best.pth'}")
     if is_first() and not args.no_report:

@@ -180,12 +180,6 @@ def add_faces(network, table, boxes, image, faces):
             faces[number].append((box, prob))
 
 
-def find_all_faces(mtcnn, images, min_face_size):
-    """All faces of each photo from min_face_size pixels on, as detect gives them."""
-    scales = pyramid(*images.shape[1:3], min_face_size)
-    return detect(mtcnn, images, scales, same_face=1) if scales else [[] for _ in images]
-
-
 def find_largest_faces(mtcnn, images, min_face_size):
     """The largest face of each photo, a list of one pair or none as detect gives it.
 
@@ -213,6 +207,21 @@ def find_largest_faces(mtcnn, images, min_face_size):
                 found[number] = [(tuple(x * by for x, by in zip(box, zoom)), prob)
                                  for box, prob in faces]  # fmt: skip
     return [faces[:1] for faces in found]
+
+
+def find_all_faces(mtcnn, images, min_face_size):
+    """All faces of each photo from min_face_size pixels on, as detect gives them, but the first one
+    in find_largest_faces' box: the same whether others are asked for or not.
+    """
+    largest = find_largest_faces(mtcnn, images, min_face_size)
+    scales = pyramid(*images.shape[1:3], min_face_size)
+    if not scales:
+        return largest
+    found = detect(mtcnn, images, scales, same_face=1)
+    return [
+        first + [face for face in faces if not first or overlap(face[0], first[0][0]) <= 0.5]
+        for first, faces in zip(largest, found)
+    ]
 
 
 def widen(mtcnn, channels=16):

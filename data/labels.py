@@ -2,12 +2,13 @@
 
 import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from config.config import NUM_FOLDS, OFFICIAL_AGE_BORDER
+from config.config import HEADS, NUM_FOLDS, OFFICIAL_AGE_BORDER
 from utils.cli import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -29,10 +30,16 @@ def read_table(path, columns, missing_hint):
     or lacks one of columns.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with too many fields
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; {missing_hint}") from error
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+    except (
+        OSError,
+        ValueError,
+        pd.errors.ParserWarning,
+    ) as error:  # pandas' are ValueErrors
         raise InputError(f"{path}: not a readable CSV file ({error})") from error
     missing = [column for column in columns if column not in table.columns]
     if missing:
@@ -204,6 +211,8 @@ def read_answers(path, info):
         raise InputError(
             f"{path}: no class from 0 to 17 for {len(wrong)} images, first {wrong.iloc[0]}"
         )
+    if len(answers) > 1 and (answers == 0).all():
+        raise InputError(f"{path}: every ans is 0, as before a submission; give the true classes")
     return answers.to_numpy(dtype=np.int64)
 
 
@@ -238,6 +247,15 @@ def split_classes(classes):
     official_mask, rest = np.divmod(classes, 6)
     official_gender, age = np.divmod(rest, 3)
     return np.array([1, 2, 0])[official_mask], 1 - official_gender, age
+
+
+def class_names():
+    """The names of the 18 official classes, in their order: "mask, male, under30" is the first."""
+    heads = [head["classes"] for head in HEADS.values()]
+    return [
+        ", ".join(classes[label] for classes, label in zip(heads, labels))
+        for labels in zip(*split_classes(np.arange(18)))
+    ]
 
 
 def assign_folds(people, seed):

@@ -51,9 +51,10 @@ def list_photos(paths, but=()):
     Raises InputError for a path that isn't there, and when there are no photos.
     """
     suffixes, photos = photo_suffixes(), {}
-    for path in map(Path, paths):
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
+    for name in paths:
+        path = Path(name)
+        if not name or not (path.is_file() or path.is_dir()):
+            raise InputError(f"--images {name!s}: no such file or folder")
         inside = [path]
         if path.is_dir():
             inside = [
@@ -149,7 +150,7 @@ def crop_photos(photos, folder, settings, every, device, args):
     return table, bad
 
 
-def refuse_bad_photos(bad):
+def refuse_bad_photos(bad, way_out):
     """Raise an InputError that names the photos that can't be read, {photo: why}, if any."""
     problems = [
         f"{printable(str(photo))}: HEIC: convert it to JPEG, or python -m pip install pillow-heif"
@@ -157,4 +158,4 @@ def refuse_bad_photos(bad):
         else f"{printable(str(photo))}: {why}"
         for photo, why in bad.items()
     ]
-    raise_problems(f"{len(bad)} bad photos (--skip-bad does without them)", problems)
+    raise_problems(f"{len(bad)} bad photos ({way_out})", problems)

@@ -285,7 +285,11 @@ def test_compare_refuses_what_cannot_be_compared(predictions, tmp_path):
     mask = predictions("mask", 0.6, targets=["mask"])
     printed = run_ok("-m", "utils.compare", one, mask)
     assert "\nmask," in printed
-    assert "18 classes" not in printed
+    assert f"{mask}: without 18 classes, as it has not all three heads" in printed
+    mixed = predictions("mixed", 0.6, targets=["gender", "age"])
+    predictions("mixed/", 0.6, folds=(0,), targets=["mask"])
+    printed = run_ok("-m", "utils.compare", mixed)
+    assert "without 18 classes, as its heads have other folds" in printed
     (tmp_path / "nothing").mkdir()
     assert_refused(run("-m", "utils.compare", tmp_path / "nothing"), "nothing", "valid_predictions")
 

@@ -214,7 +214,7 @@ def test_missing_and_damaged_files_are_refused(table, name, content, tmp_path):
 
 def test_a_lost_crop_is_named(table, tmp_path):
     folder = write_run(tmp_path / "run", table, tmp_path)
-    with pytest.raises(InputError, match=r"normal\.jpg: no such image; python -m data\.crop"):
+    with pytest.raises(InputError, match=r"normal\.jpg: no such image; data\.crop makes"):
         report.report_run(folder)
 
 

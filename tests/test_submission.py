@@ -24,6 +24,17 @@ PROBABILITIES = [
 ]  # fmt: skip
 
 
+def test_answers_that_are_none_are_refused(runs_dir, sample_dir, tmp_path):
+    command = ["test.py", "--data-dir", sample_dir, "--runs", runs_dir,
+               "--output", tmp_path / "x.csv", "--answers"]  # fmt: skip
+    assert_refused(run(*command, sample_dir / "eval/info.csv"), "info.csv", "every ans is 0")
+    answers = tmp_path / "answers.csv"
+    lines = (sample_dir / "eval/answers.csv").read_text().splitlines()
+    answers.write_text("\n".join([lines[0], *(f"{line},9" for line in lines[1:])]))
+    assert_refused(run(*command, answers), "answers.csv", "not a readable CSV")
+    assert not (tmp_path / "x.csv").exists()
+
+
 def copy_runs(runs_dir, folder, *names):
     for name in names:
         (folder / name).mkdir(parents=True)

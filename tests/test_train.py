@@ -1,6 +1,7 @@
 """train.py as its users run it, on small drawn data."""
 
 import json
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -287,6 +288,10 @@ def test_tensorboard_goes_on_where_the_run_does(sample_dir, tmp_path):
         return [(event.step, pytest.approx(event.value)) for event in events]
 
     assert scalars() == list(zip(log["epoch"], log["train_loss"]))
+    shutil.rmtree(folder / "tensorboard")  # as if it had begun without
+    run_ok(*command, "--epochs", 3, "--resume")
+    log = pd.read_csv(folder / "log.csv")
+    assert scalars() == list(zip(log["epoch"], log["train_loss"]))
     run_ok(*command, "--epochs", 1, "--overwrite")
     assert [step for step, _ in scalars()] == [1]
 
@@ -318,6 +323,38 @@ def test_curves_and_confusion_show_the_figures():
         "3\n75.0%", "1\n25.0%", "0\n0.0%", *["0\n0.0%"] * 3, "2\n50.0%", "0\n0.0%", "2\n50.0%",
     ]  # fmt: skip
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+
+
+def test_a_run_is_not_lost_to_a_command_that_fails(sample_dir, tmp_path):
+    crops = tmp_path / "crops"
+    command = ["train.py", "--target", "mask", "--data-dir", sample_dir, "--output-dir", tmp_path,
+               "--crop-dir", crops, *SMALL, "--epochs", 1]  # fmt: skip
+    run_ok(*command)
+    folder = tmp_path / "mask_fold0"
+    (folder / "best.0123.v1.onnx").write_bytes(b"of the old checkpoint")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    crop = next(crops.rglob("mask1.jpg"))
+    good = crop.read_bytes()
+    crop.write_bytes(good[:99])
+    assert_refused(run(*command, "--overwrite", "--num-workers", 0), "mask1.jpg", "delete this")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    crop.write_bytes(good)
+    run_ok(*command, "--overwrite")
+    assert not list(folder.glob("*.onnx"))
+
+
+def test_resume_mends_log_and_config(sample_dir, tmp_path):
+    command = ["train.py", "--target", "mask", "--data-dir", sample_dir, "--output-dir", tmp_path,
+               *SMALL, "--epochs", 1]  # fmt: skip
+    run_ok(*command)
+    files = [tmp_path / "mask_fold0" / name for name in ("log.csv", "config.json")]
+    before = files[0].read_bytes()
+    for path in files:
+        path.write_text("{")
+    assert_refused(run("-m", "utils.report", tmp_path / "mask_fold0"), "config.json", "--resume")
+    run_ok(*command, "--resume")
+    assert files[0].read_bytes() == before
+    assert json.loads(files[1].read_text())["target"] == "mask"
 
 
 def test_a_run_is_not_overwritten_unless_asked(sample_dir, tmp_path):

@@ -89,6 +89,15 @@ def test_version_and_completion(tmp_path):
     assert completions.read_text().strip() == "--target"
 
 
+def test_letters_that_the_output_lacks_are_no_error():
+    done = subprocess.run(
+        [sys.executable, "-c", "from utils.cli import run; run(lambda: print('한'))"],
+        cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "cp1252"}, capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == rb"\ud55c"
+
+
 def test_versions_agree():
     assert f"version: {config.VERSION}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## {config.VERSION}\n" in (ROOT / "CHANGELOG.md").read_text()

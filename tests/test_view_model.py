@@ -131,7 +131,7 @@ def test_no_dot(tmp_path, monkeypatch):
 def test_dot_fails(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     dot = tmp_path / "bin" / "dot"
-    dot.write_text("#!/bin/sh\ncat > /dev/null\necho no such format >&2\nexit 1\n")
+    dot.write_text("#!/bin/sh\nwhile read -r line; do :; done\necho no such format >&2\nexit 1\n")
     dot.chmod(0o755)
     monkeypatch.setenv("PATH", str(dot.parent))
     done = view(*LITE0, "--graph", tmp_path / "graph.pdf")
@@ -238,7 +238,7 @@ def test_odd_file_names(best, photos, tmp_path):
         (["--checkpoint", "{best}", "--resize", "64"], ["--checkpoint", "--resize"]),
         (["--output", "{out}/a.png"], ["--output", "--images"]),
         (["--checkpoint", "{out}/none.pth"], ["none.pth", "no such file"]),
-        (["--checkpoint", ""], ["directory"]),
+        (["--checkpoint", ""], ["a folder", "best.pth"]),
         (["--checkpoint", "{photo}"], ["not a readable checkpoint"]),
         (["--resize", "63"], ["--resize", "63"]),
         (["--model", "resnet18"], ["--model", "resnet18"]),
@@ -247,6 +247,8 @@ def test_odd_file_names(best, photos, tmp_path):
         (["--checkpoint", "{best}", "--images", "{out}"], ["no photos"]),
         (["--checkpoint", "{best}", "--images", "{best}", "--output", "{out}/a.png"],
          ["best.pth", "not a readable image"]),
+        (["--checkpoint", "{best}", "--images", "{best}", __file__, "--output", "{out}/a.png"],
+         ["2 bad photos", "best.pth", "test_view_model.py"]),
         (["--checkpoint", "{best}", "--images", "{photo}", "--output", "{out}/a.gif"],
          ["--output", "a.gif", ".png"]),
         (["--checkpoint", "{best}", "--images", "{photo}", "--output", "{out}/folder.png"],

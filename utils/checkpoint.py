@@ -92,6 +92,8 @@ def read_file(path):
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{Path(path)}: a folder; name a file in it, best.pth of a run") from error
 
 
 def tensors_in(content, path):

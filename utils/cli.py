@@ -79,6 +79,8 @@ def run(main, go_on=()):
     """
     if signal.getsignal(signal.SIGINT) is leave_imports:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name may have letters that its encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()

@@ -72,15 +72,17 @@ def read_set(folder):
     }
 
 
-def merge_heads(heads):
-    """The table of the 18 classes from those of the three heads; None where they are not all there
-    with the same photos.
+def merge_heads(member, heads):
+    """The table of the 18 classes from those of a member's three heads, or None, and a line that
+    says so, where they are not all there with the same photos.
     """
     tables = [heads.get(target) for target in HEADS]
-    if any(table is None for table in tables):
-        return None
     photos = ["fold", "file", "person"]
+    if any(table is None for table in tables):
+        print(f"{member}: without {ALL}, as it has not all three heads")
+        return None
     if not all(table[photos].equals(tables[0][photos]) for table in tables):
+        print(f"{member}: without {ALL}, as its heads have other folds or photos")
         return None
     classes = {
         name: merge_labels(*(table[name].to_numpy() for table in tables))
@@ -110,7 +112,7 @@ def tables_by_classification(folder):
     """{head or ALL: [(member, table)]} of a set, as read_set and merge_heads give them."""
     found = {}
     for member, heads in read_set(folder).items():
-        for name, table in {ALL: merge_heads(heads), **heads}.items():
+        for name, table in {ALL: merge_heads(member, heads), **heads}.items():
             if table is not None:
                 found.setdefault(name, []).append((member, table))
     return found

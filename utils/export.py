@@ -51,7 +51,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from data.labels import merge_labels, split_classes
+from data.labels import class_names, merge_labels
 from models.network import FromPixels, fold_batch_norm, load_network
 from models.onnx_runtime import export, missing_packages
 from utils.checkpoint import find_checkpoints
@@ -112,7 +112,6 @@ def input_names(checkpoints):
 def describe(checkpoints, tta):
     """The model's metadata, {name: plain value}, see above."""
     heads = {target: head["classes"] for target, head in config.HEADS.items()}
-    labels = zip(*split_classes(np.arange(18)))
     networks = {
         target: [
             {
@@ -131,10 +130,7 @@ def describe(checkpoints, tta):
         "resize": "INTER_LINEAR",
         "crop": checkpoints["mask"][0]["crop"],
         "heads": heads,
-        "classes": [
-            ", ".join(classes[label] for classes, label in zip(heads.values(), its))
-            for its in labels
-        ],
+        "classes": class_names(),
         "networks": networks,
     }
 

@@ -73,7 +73,8 @@ def check_file(path, way_out):
 
 def check_output(output, names, inputs):
     """Make sure that the file of --output and those of these names beside it can be written, are
-    different ones and none of the inputs. Returns the paths of the latter. Raises InputError.
+    different ones, none of the inputs and no run's. Returns the paths of the latter. Raises
+    InputError.
     """
     beside = [output.parent / name for name in names]
     paths = [output, *beside]
@@ -82,7 +83,10 @@ def check_output(output, names, inputs):
         or output.name.startswith(".")
         or any(path.exists() and not path.is_file() for path in paths)
     ):
-        raise InputError(f"--output {output}: name a file, and not {' or '.join(names)}")
+        others = f", and not {' or '.join(names)}" if names else ""
+        raise InputError(f"--output {output}: name a file{others}")
+    if any((output.parent / name).exists() for name in ("best.pth", "last.pth")):
+        raise InputError(f"--output {output}: {output.parent} holds a run; go elsewhere")
     make_folder(output.parent, "give another --output")
     for path in paths:
         if path.exists() and any(path.samefile(read) for read in inputs):

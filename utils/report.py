@@ -35,7 +35,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from data.crop import crop_folder
 from data.images import load_image
-from data.labels import problems_by_line, raise_problems, read_table, split_classes
+from data.labels import class_names, problems_by_line, raise_problems, read_table, split_classes
 from utils.files import atomic_write
 from utils.metrics import accuracy, bootstrap_confusions, calibration, macro_f1
 from utils.plots import draw_confusion, draw_curves, save_figure
@@ -46,6 +46,8 @@ WEBP_QUALITY = 50
 SAMPLES = 1000
 INTERVAL = (0.025, 0.975)
 ANEW = "run train.py anew with --overwrite"
+NO_EPOCH = "the run has no finished epoch"
+MEND = "the run's own command with --resume writes it anew"
 
 
 def read_arguments(folder):
@@ -56,7 +58,7 @@ def read_arguments(folder):
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such file; name the folder of a run of train.py") from error
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); {ANEW}") from error
+        raise InputError(f"{path}: damaged ({error}); {MEND}") from error
     names = {"target", "fold", "data_dir", "crop_dir", "model", "resize"}
     if not (
         isinstance(arguments, dict)
@@ -65,19 +67,21 @@ def read_arguments(folder):
         and isinstance(arguments["data_dir"], str)
         and isinstance(arguments["crop_dir"], str | None)
     ):
-        raise InputError(f"{path}: not the arguments of train.py; {ANEW}")
+        raise InputError(f"{path}: not the arguments of train.py; {MEND}")
     return arguments
 
 
-def read_numbers(path, columns, hint):
-    """read_table with columns as finite numbers. Raises InputError, also for anything else."""
+def read_numbers(path, columns, hint, way_out):
+    """read_table with columns as finite numbers. Raises InputError, also for anything else, that
+    ends with hint if path isn't there, and names way_out if it is damaged.
+    """
     table = read_table(path, columns, hint)
     for column in columns:
         table[column] = pd.to_numeric(table[column], errors="coerce")
     problems = problems_by_line(
         *((~np.isfinite(table[column]), f"{column} is no finite number") for column in columns)
     )
-    raise_problems(f"{path}: damaged, {ANEW}", problems)
+    raise_problems(f"{path}: damaged, {way_out}", problems)
     return table
 
 
@@ -85,7 +89,7 @@ def read_log(folder):
     """A run's log.csv, a row an epoch, all columns numbers. Raises InputError."""
     f1 = [f"f1_{name}" for name in HEADS[read_arguments(folder)["target"]]["classes"]]
     columns = ["epoch", "train_loss", "valid_loss", "accuracy", "macro_f1", *f1]
-    return read_numbers(Path(folder) / "log.csv", columns, "the run has no finished epoch")[columns]
+    return read_numbers(Path(folder) / "log.csv", columns, NO_EPOCH, MEND)[columns]
 
 
 def read_predictions(folder):
@@ -96,7 +100,7 @@ def read_predictions(folder):
     path = Path(folder) / "valid_predictions.csv"
     classes = HEADS[read_arguments(folder)["target"]]["classes"]
     probs = [f"p_{name}" for name in classes]
-    table = read_numbers(path, ["age", *probs, "loss"], "the run has no finished epoch")
+    table = read_numbers(path, ["age", *probs, "loss"], NO_EPOCH, ANEW)
     texts = ["file", "person", "shot", "method", "gender", "label", "predicted"]
     missing = [name for name in texts if name not in table]
     if missing:
@@ -133,7 +137,10 @@ def thumbnails(folder, photos):
         try:
             return list(pool.map(of, photos["file"], photos["method"]))
         except InputError as error:
-            raise InputError(f"{error}; python -m data.crop makes lost crops anew") from error
+            raise InputError(
+                f"{error}; data.crop makes crops anew that are lost or, being damaged, deleted; a "
+                "relative path counts from where train.py was started"
+            ) from error
 
 
 def describe(name, classes, targets, predictions, confidences, groups):
@@ -250,11 +257,7 @@ def write_submission_report(path, settings, photos, folder, heads, answers, clas
     for (target, probs), true in zip(heads.items(), split_classes(answers)):
         right = np.maximum(probs[np.arange(len(probs)), true], np.finfo(float).tiny)
         losses[target] = -np.log(right)
-    names = [
-        ", ".join(HEADS[target]["classes"][label] for target, label in zip(HEADS, labels))
-        for labels in zip(*split_classes(np.arange(18)))
-    ]
-    whole = ("18 classes", names, answers, classes, sum(losses.values()), list(HEADS))
+    whole = ("18 classes", class_names(), answers, classes, sum(losses.values()), list(HEADS))
     parts = [
         (target, HEADS[target]["classes"], true, predicted, losses[target], [target])
         for target, true, predicted in zip(HEADS, split_classes(answers), split_classes(classes))

@@ -35,12 +35,12 @@ def prepare_folder(args):
 
 def clear_folder(folder):
     """Remove the run that --overwrite gives up. Raises InputError when it can't be removed."""
-    for name in RUN_FILES:
+    for path in (*(folder / name for name in RUN_FILES), *folder.glob("best.*.onnx")):
         try:
-            (folder / name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(
-                f"{folder / name}: can't be removed ({error.strerror}); give another --output-dir"
+                f"{path}: can't be removed ({error.strerror}); give another --output-dir"
             ) from error
     if (folder / TENSORBOARD).exists():
         shutil.rmtree(folder / TENSORBOARD)
@@ -154,16 +154,15 @@ def best_f1(log):
     return max((row["macro_f1"] for row in log), default=-1.0)
 
 
-def open_tensorboard(folder, epochs):
-    """A writer of scalars beside a run; what an earlier one wrote after so many epochs is void."""
+def log_scalars(folder, log):
+    """Write the last row of a run's log for TensorBoard, or all rows if none is there yet."""
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(folder / TENSORBOARD, purge_step=epochs + 1)
-
-
-def log_scalars(writer, row):
-    """Write a row of log.csv for TensorBoard."""
-    for name, value in row.items():
-        if name != "epoch":
-            writer.add_scalar(name, value, row["epoch"])
-    writer.flush()
+    events = folder / TENSORBOARD
+    rows = log[-1:] if events.exists() else log
+    # What a run that was stopped has written of these epochs is void.
+    with SummaryWriter(events, purge_step=rows[0]["epoch"]) as writer:
+        for row in rows:
+            for name, value in row.items():
+                if name != "epoch":
+                    writer.add_scalar(name, value, row["epoch"])

@@ -62,9 +62,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from data.augment import build_transform
-from data.crop import build_detector, find_faces
+from data.crop import build_detector, find_faces, try_to
 from data.images import load_image
-from data.photos import boxes_in, list_photos
+from data.photos import boxes_in, list_photos, refuse_bad_photos
 from models.network import build_network, load_network, normalize
 from utils.checkpoint import load_checkpoint
 from utils.files import atomic_write, make_folder
@@ -277,6 +277,10 @@ def main():
     photos = list_photos(args.images) if args.images else []
     if len(photos) > MAX_PHOTOS:
         raise InputError(f"--images: {len(photos)} photos; name {MAX_PHOTOS} at most")
+    bad = {}
+    for photo in photos:
+        try_to(load_image, photo, photo, bad)
+    refuse_bad_photos(bad, "name only others")
     name, classes, resize = args.model or config.MODEL, CLASSES, args.resize or config.RESIZE
     if args.checkpoint is not None:
         checkpoint = load_checkpoint(args.checkpoint)
