@@ -44,7 +44,8 @@ def open_image(path):
     except DAMAGE as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise  # the machine's fault, not the photo's
-        raise InputError(f"{path}: not a readable image ({error})") from error
+        hint = "; make it smaller" if isinstance(error, Image.DecompressionBombError) else ""
+        raise InputError(f"{path}: not a readable image ({error}){hint}") from error
 
 
 def orientation(image):

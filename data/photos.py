@@ -39,8 +39,8 @@ COLUMNS = ["file", "face", "method", *BOX, "prob"]
 
 def photo_suffixes():
     """The suffixes of what Pillow can open, and HEIC's, which it can't without pillow-heif."""
+    suffixes = Image.registered_extensions().items()  # which registers the formats first
     kinds = Image.OPEN.keys() - NO_PHOTOS
-    suffixes = Image.registered_extensions().items()
     return HEIC | {suffix for suffix, kind in suffixes if kind in kinds}
 
 

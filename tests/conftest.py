@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import unittest.mock
@@ -15,6 +16,9 @@ os.environ.pop("MAG_CROP_DIR", None)  # else the tests' crops would go there
 
 import utils.cli
 from data.sample import make_sample
+
+# Started in the background by a shell script, this process and its children would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 # A network and sizes that take seconds on two cores.

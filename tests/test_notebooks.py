@@ -162,9 +162,9 @@ def test_count_classes():
     counts = explore.count_classes(photos)
     assert len(counts) == 18
     assert np.flatnonzero(counts).tolist() == [0, 4, 8, 17]
-    assert counts.iloc[4] == counts["mask, female, 30 to 59"] == 2
-    assert counts["mask, male, under 30"] == counts["no mask, female, 60 and over"] == 1
-    assert counts.index[8] == "incorrect mask, male, 60 and over"
+    assert counts.iloc[4] == counts["mask, female, 30to59"] == 2
+    assert counts["mask, male, under30"] == counts["normal, female, 60plus"] == 1
+    assert counts.index[8] == "incorrect, male, 60plus"
     assert isinstance(explore.draw_classes(counts), Figure)
 
 

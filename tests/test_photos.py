@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from config import config
-from conftest import assert_refused, run, run_ok
+from conftest import assert_refused, run, run_ok, spawn
 from data.images import load_image
 from data.labels import merge_labels
 from data.photos import boxes_in, list_photos
@@ -36,6 +36,13 @@ def classify(runs_dir, tmp_path):
         return pd.read_csv(output), printed
 
     return classify
+
+
+def test_a_fresh_process_finds_photos(sample_dir):
+    """Pillow registers its formats when they are asked for; here, a test before has asked."""
+    folder = sample_dir / "eval/images"
+    code = f"from data.photos import list_photos; print(len(list_photos([{str(folder)!r}])))"
+    assert run_ok("-c", code, run=spawn).strip() == str(len(os.listdir(folder)))
 
 
 def test_photos_of_the_competition_get_the_answers_of_the_submission(

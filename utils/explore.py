@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from config import config
 from data.augment import apply_transform, build_transform
 from data.images import load_image
-from data.labels import GENDER_LABELS, head_labels, merge_labels, split_classes
+from data.labels import GENDER_LABELS, class_names, head_labels, merge_labels
 from data.quality import brightness, sharpness
 from data.sample import make_sample
 from utils.plots import BLUE, GREEN, ORANGE
@@ -22,7 +22,6 @@ from utils.plots import BLUE, GREEN, ORANGE
 # By the labels of the heads.
 MASKS = ("no mask", "mask", "incorrect mask")
 GENDERS = tuple(GENDER_LABELS)
-AGES = ("under 30", "30 to 59", "60 and over")
 SAMPLES = ("demo/data", "demo/notebook")  # made by `make demo`, and by a notebook
 SAMPLE_PEOPLE = 12  # whose photos are drawn in seconds
 CELL = 1.6  # inches, the width of a photo
@@ -55,11 +54,7 @@ def choose_people(photos, count, seed):
 def count_classes(photos):
     """How many photos each of the 18 official classes has, a Series by the class's name."""
     classes = merge_labels(*(head_labels(photos, target) for target in config.HEADS))
-    names = [
-        f"{MASKS[mask]}, {GENDERS[gender]}, {AGES[age]}"
-        for mask, gender, age in zip(*split_classes(np.arange(18)))
-    ]
-    return pd.Series(np.bincount(classes, minlength=18), index=names, name="photos")
+    return pd.Series(np.bincount(classes, minlength=18), index=class_names(), name="photos")
 
 
 def count_misses(photos):

@@ -59,13 +59,13 @@ def read_arguments(folder):
         raise InputError(f"{path}: no such file; name the folder of a run of train.py") from error
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); {MEND}") from error
-    names = {"target", "fold", "data_dir", "crop_dir", "model", "resize"}
+    kinds = {"target": str, "fold": int, "data_dir": str, "crop_dir": str | None, "model": str,
+             "resize": int}  # fmt: skip
     if not (
         isinstance(arguments, dict)
-        and names <= arguments.keys()
-        and arguments["target"] in list(HEADS)
-        and isinstance(arguments["data_dir"], str)
-        and isinstance(arguments["crop_dir"], str | None)
+        and kinds.keys() <= arguments.keys()
+        and all(isinstance(arguments[name], kind) for name, kind in kinds.items())
+        and arguments["target"] in HEADS
     ):
         raise InputError(f"{path}: not the arguments of train.py; {MEND}")
     return arguments
@@ -87,9 +87,17 @@ def read_numbers(path, columns, hint, way_out):
 
 def read_log(folder):
     """A run's log.csv, a row an epoch, all columns numbers. Raises InputError."""
+    path = Path(folder) / "log.csv"
     f1 = [f"f1_{name}" for name in HEADS[read_arguments(folder)["target"]]["classes"]]
-    columns = ["epoch", "train_loss", "valid_loss", "accuracy", "macro_f1", *f1]
-    return read_numbers(Path(folder) / "log.csv", columns, NO_EPOCH, MEND)[columns]
+    scores = ["accuracy", "macro_f1", *f1]
+    columns = ["epoch", "train_loss", "valid_loss", *scores]
+    table = read_numbers(path, columns, NO_EPOCH, MEND)
+    problems = problems_by_line(
+        (table["epoch"] != np.arange(1, len(table) + 1), "epochs don't count from 1"),
+        (~table[scores].apply(lambda score: score.between(0, 1)).all(axis=1), "no score in [0, 1]"),
+    )
+    raise_problems(f"{path}: damaged, {MEND}", problems)
+    return table[columns]
 
 
 def read_predictions(folder):
@@ -109,7 +117,10 @@ def read_predictions(folder):
         (table["file"].duplicated(), "file stands there twice"),
         (~table["label"].isin(classes), "label is no class"),
         (~table["predicted"].isin(classes), "predicted is no class"),
-        (table["age"] % 1 != 0, "age is not whole"),
+        (
+            ~(table["age"].between(0, 120) & (table["age"] % 1 == 0)),
+            "age is not a whole number from 0 to 120",
+        ),
         (table["loss"] < 0, "loss is below 0"),
         ((table[probs].sum(axis=1) - 1).abs() > 1e-3, "probabilities don't add up to 1"),
         ((table[probs] < 0).any(axis=1), "a probability is below 0"),

@@ -58,6 +58,7 @@ import warnings
 import cv2
 import matplotlib
 import torch
+from matplotlib import font_manager
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
@@ -70,6 +71,8 @@ from utils.checkpoint import load_checkpoint
 from utils.files import atomic_write, make_folder
 
 HEAT = matplotlib.colormaps["inferno"]
+# Of Windows, macOS and Linux: for file names in Hangul.
+FONTS = ("Malgun Gothic", "Apple SD Gothic Neo", "Noto Sans CJK KR", "NanumGothic")
 CELL = 1.9  # inches
 
 
@@ -191,7 +194,10 @@ def explain(paths, checkpoint, network):
     # Gradients are needed from the logits down to the last convolution: to hold what is before
     # would take gigabytes.
     network.requires_grad_(False)._conv_head.requires_grad_(True)
-    figure, rows = build_sheet(len(paths), checkpoint)
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    family = ["DejaVu Sans", *(name for name in FONTS if name in installed)]
+    with matplotlib.rc_context({"font.family": family}):
+        figure, rows = build_sheet(len(paths), checkpoint)
     for path, (plain, *others) in zip(paths, rows):
         face, found = crop_face(load_image(path), detector, checkpoint)
         logits, maps = heat_maps(network, normalize(torch.from_numpy(face)[None], mean, std))
