@@ -1,24 +1,36 @@
 # make demo    sample data, crops, three heads, submission, score (no photos or GPU needed)
 # make test    all tests
+# make test-oldest, make test-newest
+#              the same with the oldest versions that the requirements allow, the newest there are
 # make soak    the tests with kills and mutated files many times over
 # make lint    style and format
-# make clean   remove what these made, the environment included
+# make clean   remove what these made, the environments included
 
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
+NEWEST := .venv-newest
 BIN := $(VENV)/bin
+REQUIREMENTS := requirements.txt requirements-onnx.txt requirements-look.txt requirements-dev.txt
+# Two processes of one thread each: on two cores nearly twice as fast as one of two threads.
+TEST := -m pytest -n 2 --dist loadfile
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 DEMO := demo
 TRAIN := $(BIN)/python train.py --data-dir $(DEMO)/data --output-dir $(DEMO)/runs --overwrite \
 	--model efficientnet-lite0 --resize 112 --lr 3e-4 --batch-size 16
 
-.PHONY: demo test soak lint clean
+.PHONY: demo test test-oldest test-newest soak lint clean
 
-# A real file, newer than what it was made from: made again only when the requirements change.
-$(VENV)/ready: requirements.txt requirements-onnx.txt requirements-look.txt requirements-dev.txt constraints.txt
+# Real files, newer than what they were made from: made again only when the requirements change.
+$(VENV)/ready: $(REQUIREMENTS) constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+$(OLDEST)/ready: $(REQUIREMENTS) constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/pip install -r requirements-dev.txt -c constraints-oldest.txt
 	touch $@
 
 $(DEMO)/data: | $(VENV)/ready
@@ -32,9 +44,17 @@ demo: $(VENV)/ready $(DEMO)/data
 	$(BIN)/python test.py --data-dir $(DEMO)/data --runs $(DEMO)/runs \
 		--output $(DEMO)/submission.csv --answers $(DEMO)/data/eval/answers.csv
 
-# Two processes of one thread each: on two cores nearly twice as fast as one of two threads.
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python $(TEST)
+
+test-oldest: $(OLDEST)/ready
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(TEST)
+
+# Installed anew each time: what is newest changes with no file here.
+test-newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install -r requirements-dev.txt
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(TEST)
 
 soak: $(VENV)/ready
 	SOAK=1 $(BIN)/python -m pytest tests/test_faults.py tests/test_fuzz.py
@@ -44,5 +64,5 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(DEMO) .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -119,13 +119,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from data.crop import crop_settings
 from data.dataset import load_fold
 from data.labels import assign_folds, list_train_images
 from loss import build_loss
 from models.network import average, build_network, normalization, normalize
 from models.parallel import as_one
-from utils.checkpoint import save_checkpoint
 from utils.device import (
     autocast,
     choose_kernels,
@@ -144,11 +142,11 @@ from utils.distributed import (
 )
 from utils.files import write_csv, write_json
 from utils.metrics import classification_scores
-from utils.predictions import valid_predictions
 from utils.runs import (
     arguments_that_matter,
     best_f1,
     clear_folder,
+    describe,
     load_last,
     log_row,
     log_scalars,
@@ -156,6 +154,7 @@ from utils.runs import (
     print_epoch,
     print_header,
     restore,
+    save_epoch,
 )
 from utils.schedule import learning_rates
 
@@ -259,49 +258,6 @@ def evaluate(network, loader, criterion, pixel_stats, precision, tta="none"):
     return {**scores, "loss": float(criterion(logits, targets)), "logits": logits}
 
 
-def describe(args):
-    """All that test.py needs beside the weights, as plain types."""
-    mean, std = normalization(args.model)
-    return {
-        "target": args.target,
-        "classes": list(config.HEADS[args.target]["classes"]),
-        "fold": args.fold,
-        "model": args.model,
-        "resize": args.resize,
-        "mean": list(mean),
-        "std": list(std),
-        "augment": args.augment,
-        "tta": args.tta,
-        "age_border": args.age_border if args.loss == "age_distribution" else 0,  # 0: no AgeHead
-        "crop": crop_settings(args),
-    }
-
-
-def save_epoch(folder, args, network, log, valid, logits, resumable):
-    """Write an epoch's log.csv and last.pth, and best.pth and valid_predictions.csv if its macro-F1
-    is the best so far.
-
-    valid, logits: the valid photos of load_fold and what evaluate says of them; resumable: what
-    last.pth holds more than best.pth, {name: plain types and tensors}.
-    """
-    if not GO_ON:  # until last.pth is there
-        GO_ON[:] = ["--overwrite"]
-    write_csv(folder / "log.csv", pd.DataFrame(log))
-    f1 = log[-1]["macro_f1"]
-    checkpoint = {
-        **describe(args),
-        "epoch": log[-1]["epoch"],
-        "valid_f1": f1,
-        "network": network.state_dict(),
-    }
-    if f1 > best_f1(log[:-1]):
-        predictions = valid_predictions(valid, logits, args.target)
-        write_csv(folder / "valid_predictions.csv", predictions)
-        save_checkpoint(folder / "best.pth", checkpoint)
-    save_checkpoint(folder / "last.pth", {**checkpoint, "log": log, **resumable})
-    GO_ON[:] = ["--resume"]
-
-
 def main():
     args = parse_args()
     device = join_processes(args.device)
@@ -381,7 +337,10 @@ def main():
                 "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(),
             }
-            save_epoch(folder, args, network, log, valid, scores["logits"], resumable)
+            checkpoint = {**describe(args), "network": network.state_dict()}
+            GO_ON[:] = GO_ON or ["--overwrite"]  # until last.pth is there
+            save_epoch(folder, checkpoint, log, valid, scores["logits"], resumable)
+            GO_ON[:] = ["--resume"]
             if args.tensorboard:
                 log_scalars(folder, log)
         print_epoch(log[-1], classes, speed, time.perf_counter() - start)

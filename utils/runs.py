@@ -3,10 +3,16 @@
 import shutil
 from pathlib import Path
 
-from utils.checkpoint import load_checkpoint, load_state
+import pandas as pd
+
+from config.config import HEADS
+from data.crop import crop_settings
+from models.network import normalization
+from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
 from utils.cli import InputError
 from utils.device import precision_name
-from utils.files import make_folder, remove_leftovers
+from utils.files import make_folder, remove_leftovers, write_csv
+from utils.predictions import valid_predictions
 
 RUN_FILES = ("best.pth", "last.pth", "log.csv", "valid_predictions.csv", "curves.png",
              "confusion.png", "report.html")  # fmt: skip
@@ -152,6 +158,42 @@ def print_epoch(row, classes, speed, seconds):
 def best_f1(log):
     """The best valid macro-F1 of the epochs in log; below every F1 when there are none."""
     return max((row["macro_f1"] for row in log), default=-1.0)
+
+
+def describe(args):
+    """All that test.py needs beside the weights, as plain types."""
+    mean, std = normalization(args.model)
+    return {
+        "target": args.target,
+        "classes": list(HEADS[args.target]["classes"]),
+        "fold": args.fold,
+        "model": args.model,
+        "resize": args.resize,
+        "mean": list(mean),
+        "std": list(std),
+        "augment": args.augment,
+        "tta": args.tta,
+        "age_border": args.age_border if args.loss == "age_distribution" else 0,  # 0: no AgeHead
+        "crop": crop_settings(args),
+    }
+
+
+def save_epoch(folder, checkpoint, log, valid, logits, resumable):
+    """Write an epoch's log.csv and last.pth, and best.pth and valid_predictions.csv if its macro-F1
+    is the best so far.
+
+    checkpoint: what best.pth holds but for epoch and score; valid, logits: the valid photos of
+    load_fold and what the network says of them; resumable: what last.pth holds more, {name: plain
+    types and tensors}.
+    """
+    write_csv(folder / "log.csv", pd.DataFrame(log))
+    f1 = log[-1]["macro_f1"]
+    checkpoint = {**checkpoint, "epoch": log[-1]["epoch"], "valid_f1": f1}
+    if f1 > best_f1(log[:-1]):
+        predictions = valid_predictions(valid, logits, checkpoint["target"])
+        write_csv(folder / "valid_predictions.csv", predictions)
+        save_checkpoint(folder / "best.pth", checkpoint)
+    save_checkpoint(folder / "last.pth", {**checkpoint, "log": log, **resumable})
 
 
 def log_scalars(folder, log):
