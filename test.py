@@ -72,7 +72,7 @@ from data.augment import build_transform
 from data.crop import crop_folder, crop_sets
 from data.dataset import FaceDataset, build_loader
 from data.labels import merge_labels, read_answers, read_info, split_classes
-from data.photos import crop_photos, list_photos, refuse_bad_photos
+from data.photos import crop_photos, list_photos, reason, refuse_bad_photos
 from models.network import FromPixels, average, fold_batch_norm, load_network
 from models.onnx_runtime import cached_model, load_model, pick_backend
 from utils.checkpoint import find_checkpoints
@@ -207,7 +207,8 @@ def submit(args, checkpoints, device, precision, backend):
     output = Path(args.output)
     inputs = [Path(args.data_dir) / "eval" / "info.csv", *([args.answers] if args.answers else [])]
     names = ["probabilities.csv", *(["report.html"] if args.answers else [])]
-    table_path, *report_path = check_output(output, names, [*inputs, *paths_of(checkpoints)])
+    inputs += paths_of(checkpoints)
+    table_path, *report_path = check_output(output, ".csv", names, inputs)
 
     members = build_members(checkpoints, args, device, backend)
     files = info["ImageID"].tolist()
@@ -252,7 +253,9 @@ def classify_photos(args, checkpoints, device, precision, backend):
     output = Path(args.output)
     name = f"{output.stem}_sheet.png"
     photos = list_photos(args.images, but=[output.with_name(name)] if output.name else [])
-    [sheet] = check_output(output, [name], [*photos, *paths_of(checkpoints)])
+    [sheet] = check_output(output, ".csv", [name], [*photos, *paths_of(checkpoints)])
+    if sheet.exists() and not output.exists():
+        raise InputError(f"--output {output}: {sheet} is there already; move it or go elsewhere")
 
     members = build_members(checkpoints, args, device, backend)
     settings = checkpoints["mask"][0]["crop"]
@@ -275,7 +278,7 @@ def classify_photos(args, checkpoints, device, precision, backend):
     write_csv(output, table)
     save_sheet(sheet, table.assign(path=faces["file"]))
     for photo, why in bad.items():
-        print(f"left out: {printable(str(photo))}: {why}")
+        print(f"left out: {reason(photo, why)}")
     if table["file"].nunique() > MAX_PHOTOS:
         print(f"{sheet}: the first {MAX_PHOTOS} photos")
     missed = (table["method"] == "center").sum()

@@ -67,7 +67,7 @@ def list_photos(paths, but=()):
             ]
         photos |= {os.path.realpath(photo): photo for photo in inside}
     if not photos:
-        raise InputError(f"{', '.join(map(str, paths))}: no photos there")
+        raise InputError(f"--images {', '.join(map(str, paths))}: no photos there but hidden ones")
     return list(photos.values())
 
 
@@ -150,12 +150,14 @@ def crop_photos(photos, folder, settings, every, device, args):
     return table, bad
 
 
+def reason(photo, why):
+    """Why a photo can't be read, as a line with its name, and for HEIC what to do."""
+    if photo.suffix.lower() in HEIC and not HEIC_PACKAGE:
+        why = "HEIC: convert it to JPEG, or python -m pip install pillow-heif"
+    return f"{printable(str(photo))}: {why}"
+
+
 def refuse_bad_photos(bad, way_out):
     """Raise an InputError that names the photos that can't be read, {photo: why}, if any."""
-    problems = [
-        f"{printable(str(photo))}: HEIC: convert it to JPEG, or python -m pip install pillow-heif"
-        if photo.suffix.lower() in HEIC and not HEIC_PACKAGE
-        else f"{printable(str(photo))}: {why}"
-        for photo, why in bad.items()
-    ]
+    problems = [reason(photo, why) for photo, why in bad.items()]
     raise_problems(f"{len(bad)} bad photos ({way_out})", problems)

@@ -172,8 +172,9 @@ def test_what_cannot_be_exported_is_refused(runs_dir, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "folder.onnx").mkdir()
     refused("no mask_fold<k>/best.pth", runs=tmp_path)
-    for name in ("model.pt", "model", ".onnx", ".model.onnx", "folder.onnx"):
+    for name in ("model.pt", "model", ".onnx"):
         refused("--output", name, "ends in .onnx", output=tmp_path / name)
+    refused("--output", "folder.onnx is there", output=tmp_path / "folder.onnx")
     refused("file/below", "--output", output=tmp_path / "file/below/model.onnx")
     monkeypatch.setattr(utils.export, "LIMIT", 10**7)
     refused("--runs", "4 networks", "fewer folds")

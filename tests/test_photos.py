@@ -136,6 +136,7 @@ def test_bad_photos_are_named_or_left_out(classify, sample_dir, runs_dir, tmp_pa
     table, printed = classify(folder, "--skip-bad")
     assert len(table) == 1
     assert printed.count("left out: ") == 2
+    assert "IMG_1.HEIC: HEIC: convert it" in printed
     done = run(*command, "--images", folder / "broken.jpg", "--skip-bad")
     assert_refused(done, "not one readable photo")
 
@@ -158,6 +159,10 @@ def test_what_makes_no_sense_is_refused(sample_dir, runs_dir, tmp_path):
         (["--images", tmp_path, "--data-dir", tmp_path], ["--data-dir", "--images"]),
         (["--images", photo, "--output", tmp_path / "."], ["--output", "name a file"]),
         (["--images", photo, "--output", "/"], ["--output", "name a file"]),
+        (["--images", photo, "--output", "new/"], ["--output new", "ends in .csv"]),
+        (["--images", photo, "--output", photo], ["--output", "ends in .csv"]),
+        (["--images", photo, "--output", 80 * "가" + ".csv"], ["--output", "too long"]),
+        (["--images", sample_dir / "eval/images"], ["x_sheet.png is there already"]),
         (["--images", tmp_path, "--crop-dir", tmp_path], ["--crop-dir", "--images"]),
     ):
         assert_refused(run(*command, *arguments), *words)

@@ -253,6 +253,8 @@ def test_odd_file_names(best, photos, tmp_path):
          ["--output", "a.gif", ".png"]),
         (["--checkpoint", "{best}", "--images", "{photo}", "--output", "{out}/folder.png"],
          ["--output", "folder"]),
+        (["--checkpoint", "{best}", "--images", "{photo}", "--output", "{out}/curves.png"],
+         ["--output", "a run's own"]),
         (["--checkpoint", "{best}", "--images", "{photo}", "--output", "{photo}/a.png"],
          ["--output", "no folder"]),
     ],

@@ -106,7 +106,7 @@ def tensors_in(content, path):
         content.seek(0)
         return torch.load(content, map_location="cpu", weights_only=True)
     except DAMAGE as error:
-        raise InputError(f"{path}: not a readable checkpoint (damaged, or not one)") from error
+        raise InputError(f"{path}: not a readable checkpoint; copy or train it again") from error
 
 
 def load_checkpoint(path):
@@ -155,7 +155,9 @@ def find_checkpoints(runs):
         for checkpoint in found[target]:
             path = checkpoint["path"]
             if checkpoint["target"] != target:
-                raise InputError(f"{path}: a checkpoint of the head {checkpoint['target']}")
+                raise InputError(
+                    f"{path}: a checkpoint of the head {checkpoint['target']}; put it in its place"
+                )
             if checkpoint["crop"] != found["mask"][0]["crop"]:
                 raise InputError(f"{path}: trained on other crops than the mask head; train again")
     return found

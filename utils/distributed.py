@@ -81,7 +81,8 @@ def gathered(value):
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with torch.inference_mode(False):  # in which older PyTorch's gloo can't receive
+        dist.all_gather_object(values, value)
     return values
 
 

@@ -71,20 +71,21 @@ def check_file(path, way_out):
         raise InputError(f"{path}: can't be written ({error.strerror}); {way_out}") from error
 
 
-def check_output(output, names, inputs):
-    """Make sure that the file of --output and those of these names beside it can be written, are
-    different ones, none of the inputs and no run's. Returns the paths of the latter. Raises
-    InputError.
+def check_output(output, suffix, names, inputs):
+    """Make sure that the file of --output, which ends in suffix, and those of these names beside it
+    can be written, are different ones, none of the inputs and no run's. Returns the paths of the
+    latter. Raises InputError.
     """
     beside = [output.parent / name for name in names]
     paths = [output, *beside]
-    if (
-        output.name in ("", *names)
-        or output.name.startswith(".")
-        or any(path.exists() and not path.is_file() for path in paths)
-    ):
-        others = f", and not {' or '.join(names)}" if names else ""
-        raise InputError(f"--output {output}: name a file{others}")
+    if output.suffix.lower() != suffix or output.name in names:
+        raise InputError(f"--output {output}: name a file that ends in {suffix}")
+    # Those of atomic_write are longer, and most file systems take 255 bytes.
+    if any(len(os.fsencode(path.name)) > 235 for path in paths):
+        raise InputError(f"--output {output}: name too long; take one of 200 bytes at most")
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise InputError(f"--output {output}: {path} is there and no file; go elsewhere")
     if any((output.parent / name).exists() for name in ("best.pth", "last.pth")):
         raise InputError(f"--output {output}: {output.parent} holds a run; go elsewhere")
     make_folder(output.parent, "give another --output")

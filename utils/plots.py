@@ -26,7 +26,8 @@ def draw_curves(log, title):
     figure.suptitle(title)
     losses.plot(log["epoch"], log["train_loss"], "o-", color=BLUE, label="train")
     losses.plot(log["epoch"], log["valid_loss"], "s--", color=ORANGE, label="valid")
-    losses.set(xlabel="epoch", ylabel="loss per photo", ylim=(0, None))
+    top = 1.05 * log[["train_loss", "valid_loss"]].max(axis=None)
+    losses.set(xlabel="epoch", ylabel="loss per photo", ylim=(0, top or None))
     losses.legend()
     best = log.loc[log["macro_f1"].idxmax()]  # the first of several, whose checkpoint was kept
     label = f"best: {best['macro_f1']:.4f}, epoch {best['epoch']:.0f}"
@@ -37,7 +38,8 @@ def draw_curves(log, title):
     scores.legend(loc="lower right")
     for axes in (losses, scores):
         axes.grid(alpha=0.3)
-        axes.locator_params(axis="x", integer=True)
+        axes.set_xlim(0.5, len(log) + 0.5)
+        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     return figure
 
 

@@ -75,7 +75,10 @@ def read_numbers(path, columns, hint, way_out):
     """read_table with columns as finite numbers. Raises InputError, also for anything else, that
     ends with hint if path isn't there, and names way_out if it is damaged.
     """
-    table = read_table(path, columns, hint)
+    try:
+        table = read_table(path, columns, hint)
+    except InputError as error:
+        raise InputError(f"{error}; {way_out}" if path.exists() else str(error)) from error
     for column in columns:
         table[column] = pd.to_numeric(table[column], errors="coerce")
     problems = problems_by_line(

@@ -69,6 +69,7 @@ from data.photos import boxes_in, list_photos, refuse_bad_photos
 from models.network import build_network, load_network, normalize
 from utils.checkpoint import load_checkpoint
 from utils.files import atomic_write, make_folder
+from utils.runs import RUN_FILES
 
 HEAT = matplotlib.colormaps["inferno"]
 # Of Windows, macOS and Linux: for file names in Hangul.
@@ -249,6 +250,8 @@ def check_picture(option, path, suffixes, inputs):
         raise InputError(f"{option} {path}: give it the suffix {' or '.join(suffixes)}")
     if path.is_dir():
         raise InputError(f"{option} {path}: this is a folder; name a file")
+    if path.name in RUN_FILES:
+        raise InputError(f"{option} {path}: a run's own file has this name; give it another")
     if path.exists() and any(path.samefile(read) for read in inputs):
         raise InputError(f"{option} {path}: would overwrite what is read here; name another file")
     make_folder(path.parent, f"give another {option}")
