@@ -57,8 +57,8 @@ def get_args_parser():
     add("--fold-seed", type=seed, default=config.FOLD_SEED,
         help="who is in which fold (default: %(default)s)")
     add("--age-border", type=positive_int,
-        help="training labels of the age head: from which age on a person is 60+ "
-        f"(default: {config.AGE_BORDER})")
+        help="from which age on a person is 60+ in the age head's training labels or, with --loss "
+        f"age_distribution, in its answers (default: {config.AGE_BORDER})")
     add("--label-fixes", metavar="FILE",
         help="CSV with corrections of labels, for the competition's data/label_fixes.csv (default: "
         "labels as they are)")
@@ -120,7 +120,7 @@ import torch
 from tqdm import tqdm
 
 from data.dataset import load_fold
-from data.labels import assign_folds, list_train_images
+from data.labels import assign_folds, fix_labels, list_train_images
 from loss import build_loss
 from models.network import average, build_network, normalization, normalize
 from models.parallel import as_one
@@ -196,9 +196,8 @@ def parse_args():
     return args
 
 
-def not_finite(what, when, optimizer):
+def not_finite(what, when, lr):
     """The InputError for a loss that overflowed."""
-    lr = optimizer.param_groups[0]["lr"]
     return InputError(
         f"the {what} is not finite in {when}, at learning rate {lr:g}; "
         "the checkpoints of earlier epochs are kept; try a lower --lr or --precision fp32, in "
@@ -233,8 +232,8 @@ def train_one_epoch(network, loader, criterion, optimizer, rates, scaler, pixel_
         losses.append(loss.detach())
     losses = torch.stack(losses).double().cpu()
     if not losses.isfinite().all():
-        step = int((~losses.isfinite()).nonzero()[0]) + 1
-        raise not_finite("train loss", f"epoch {epoch}, step {step}", optimizer)
+        step = int((~losses.isfinite()).nonzero()[0])
+        raise not_finite("train loss", f"epoch {epoch}, step {step + 1}", rates[step])
     return float(losses @ torch.tensor(sizes, dtype=torch.float64)) / sum(sizes)
 
 
@@ -270,8 +269,10 @@ def main():
     if args.compile and world_size() > 1:
         raise InputError("--compile: works in a single process only; leave it out under torchrun")
     classes = config.HEADS[args.target]["classes"]
-    images = list_train_images(args.data_dir, args.label_fixes)
-    images["fold"] = assign_folds(images, args.fold_seed)
+    images = list_train_images(args.data_dir)
+    images["fold"] = assign_folds(images, args.fold_seed)  # by the labels as given: they stay
+    if args.label_fixes:
+        images = fix_labels(images, args.label_fixes)
     folder = prepare_folder(args)
     arguments = arguments_that_matter(args, precision)
     last = load_last(folder, arguments, args.epochs) if args.resume else None
@@ -325,7 +326,7 @@ def main():
         speed = len(train_loader.dataset) / (time.perf_counter() - start)
         scores = evaluate(network, valid_loader, valid_criterion, pixel_stats, precision, args.tta)
         if not math.isfinite(scores["loss"]):
-            raise not_finite("valid loss", f"epoch {epoch}", optimizer)
+            raise not_finite("valid loss", f"epoch {epoch}", rates.max())
         log.append(log_row(epoch, train_loss, scores, classes))
         if is_first():
             if epoch == 1:  # not before: until here, --overwrite may fail and lose nothing

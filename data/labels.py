@@ -12,7 +12,7 @@ from config.config import HEADS, NUM_FOLDS, OFFICIAL_AGE_BORDER
 from utils.cli import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
-SHOT = r"normal|incorrect_mask|mask\d+"
+SHOT = r"normal|incorrect_mask|mask[0-9]+"
 SHOT_LABELS = {"normal": 0, "mask": 1, "incorrect_mask": 2}  # mask1 .. mask5 count as mask
 GENDER_LABELS = {"female": 0, "male": 1}
 
@@ -35,11 +35,11 @@ def read_table(path, columns, missing_hint):
             table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; {missing_hint}") from error
-    except (
-        OSError,
-        ValueError,
-        pd.errors.ParserWarning,
-    ) as error:  # pandas' are ValueErrors
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 ({error}); save it as such, in Excel as the type CSV UTF-8"
+        ) from error
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' are ValueErrors
         raise InputError(f"{path}: not a readable CSV file ({error})") from error
     missing = [column for column in columns if column not in table.columns]
     if missing:
@@ -106,9 +106,9 @@ def read_people(data_dir):
     return people
 
 
-def list_train_images(data_dir, label_fixes=None):
+def list_train_images(data_dir):
     """Return a DataFrame of all train photos: file (relative to train/images, with "/"), shot
-    and the columns of read_people. label_fixes: a file for fix_labels.
+    and the columns of read_people.
 
     Hidden files (._mask1.jpg, .DS_Store) and files that are no photos are skipped.
     Raises InputError for a person without photos and for a photo that is none of the shots.
@@ -135,39 +135,46 @@ def list_train_images(data_dir, label_fixes=None):
                 problems.append(f"{person['path']}/{path.name}: a link that leaves images/")
             rows.append({"file": f"{person['path']}/{path.name}", "shot": path.stem, **person})
     raise_problems(images, problems)
-    table = pd.DataFrame(rows)
-    return fix_labels(table, label_fixes) if label_fixes else table
+    return pd.DataFrame(rows)
 
 
 def fix_labels(images, path):
     """Correct labels of list_train_images by a CSV with id, field, old and new: the field shot
     corrects one photo of the id, gender and age correct all.
 
-    Only applied where the old value is what stands there; each application is printed. Returns the
-    corrected table. Raises InputError for a row that means nothing.
+    Only applied where the old value is what stands there; each application is printed, and how many
+    rows of the file there were. Returns the corrected table. Raises InputError for a row that means
+    nothing.
     """
     fixes = read_table(path, ["id", "field", "old", "new"], "see data/label_fixes.csv")
     valid = {
-        "gender": fixes["new"].isin(list(GENDER_LABELS)),
-        "age": fixes["new"].str.fullmatch(r"\d{1,2}|1[01]\d|120"),
-        "shot": fixes["new"].str.fullmatch(SHOT),
+        "gender": "|".join(GENDER_LABELS),
+        "age": "[0-9]|[1-9][0-9]|1[01][0-9]|120",
+        "shot": SHOT,
     }
-    known = fixes["field"].isin(list(valid))
-    good = np.select([fixes["field"] == name for name in valid], list(valid.values()), True)
+    patterns = fixes["field"].map(valid).fillna("")
+
+    def unknown(column):
+        return [bool(p) and not re.fullmatch(p, text) for p, text in zip(patterns, fixes[column])]
+
     problems = problems_by_line(
-        (~known, f"field is none of {', '.join(valid)}"),
-        (~good.astype(bool), "new is no such value"),
+        (patterns == "", f"field is none of {', '.join(valid)}"),
+        (unknown("old"), "old is no such value"),
+        (unknown("new"), "new is no such value"),
+        (fixes["old"] == fixes["new"], "old and new are the same"),
         (fixes.duplicated(["id", "field", "old"]), "stands there twice"),
     )
     raise_problems(path, problems)
-    fixed = images.copy()
+    fixed, applied = images.copy(), 0
     for fix in fixes.to_dict("records"):
         field = fix["field"]
         # The old values, so that two fixes may swap two shots.
         hit = (images["id"] == fix["id"]) & (images[field].astype(str) == fix["old"])
         if hit.any():
+            applied += 1
             fixed.loc[hit, field] = int(fix["new"]) if field == "age" else fix["new"]
             print(f"{path}: {fix['id']}, {field} {fix['old']} -> {fix['new']}: {hit.sum()} photos")
+    print(f"{path}: {applied} of {len(fixes)} rows applied")
     return fixed
 
 

@@ -27,9 +27,11 @@ def age_distribution_loss(logits, ages, sigma=3.0):
     """Cross-entropy against a normal distribution around the true age: neighbouring ages look alike
     and may be wrong by a year or two.
 
-    logits: float (N, MAX_AGE + 1), one an age; ages: int64 (N,), years; sigma: years, above 0.
+    logits: float (N, MAX_AGE + 1), one an age; ages: int64 (N,), years, which count as MAX_AGE at
+    most; sigma: years, above 0.
     Source: Gao et al. 2017, "Deep Label Distribution Learning with Label Ambiguity".
     """
     years = torch.arange(logits.shape[1], device=logits.device)
+    ages = ages.clamp(max=MAX_AGE)
     targets = (-0.5 * ((years - ages[:, None]) / sigma) ** 2).softmax(dim=1)
     return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()

@@ -1,5 +1,7 @@
 """Networks by name, with the pixel statistics their ImageNet weights were trained with."""
 
+import math
+
 import torch
 from efficientnet_lite_pytorch import EfficientNet as EfficientNetLite
 from efficientnet_pytorch import EfficientNet
@@ -87,10 +89,10 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
                 "file with --weights FILE, start from random weights with --no-pretrained, or take "
                 "--model efficientnet-lite0, whose weights are installed"
             ) from error
-    if weights:
-        load_weights(network, name, weights)
     if age_border:
         network._fc = AgeHead(network._fc.in_features, age_border)
+    if weights:
+        load_weights(network, name, weights)
     if not lite:
         # The memory-efficient swish computes its sigmoid twice; this one is faster everywhere.
         network.set_swish(memory_efficient=False)
@@ -116,7 +118,8 @@ def average(logits):
     """
     if len(logits) == 1:
         return logits[0]
-    return torch.stack(logits).softmax(dim=2).mean(dim=0).log()
+    # Logarithms all the way: the probability of a class may be too small for a float.
+    return torch.stack(logits).log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
 
 
 def pad_in_convolutions(network):

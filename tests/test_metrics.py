@@ -24,6 +24,18 @@ def test_a_class_missed_by_the_draw_is_left_out_of_a_resample():
     assert macro_f1(resample, whole) == pytest.approx(1 / 2)
 
 
+def test_a_model_that_is_nowhere_better_wins_no_resample():
+    """Whatever it predicts that isn't there, or that the draw missed, counts against it."""
+    groups = np.arange(40)
+    targets = np.where(groups == 0, 2, groups % 2)
+    for missed in (0, 1):  # class 2 has one person, or none
+        right, worse = targets[missed:].copy(), targets[missed:].copy()
+        worse[5] = 2
+        one, other = (bootstrap_macro_f1(right, its, groups[missed:], 3) for its in (right, worse))
+        assert (one >= other).all()
+        assert (one > other).any()
+
+
 def test_the_bootstrap_draws_whole_groups():
     """As a loop does that repeats each group's photos as often as the group was drawn."""
     rng = np.random.default_rng(1)

@@ -1,5 +1,6 @@
 """What goes beyond the original: recipes, and what they are made of."""
 
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -13,7 +14,7 @@ import train
 from config import config
 from conftest import ROOT, SMALL, assert_refused, run, run_ok
 from data.augment import apply_transform, build_transform
-from data.labels import list_train_images
+from data.labels import fix_labels, list_train_images
 from models.age_head import MAX_AGE, AgeHead, age_distribution_loss
 from models.network import average, build_network, load_network
 from utils.checkpoint import load_checkpoint
@@ -69,6 +70,8 @@ def test_average_is_the_mean_of_probabilities():
     assert average([one]) is one
     expected = (one.softmax(1) + other.softmax(1)) / 2
     torch.testing.assert_close(average([one, other]).softmax(1), expected)
+    sure = torch.tensor([[300.0, 0.0]])
+    torch.testing.assert_close(average([sure, sure]), torch.tensor([[0.0, -300.0]]))
 
 
 def test_light_augmentation_mirrors_half_the_images():
@@ -179,11 +182,11 @@ def test_label_fixes(sample_dir, tmp_path, capsys):
     other = {"male": "female", "female": "male"}[gender]
     path = tmp_path / "fixes.csv"
     path.write_text(
-        f"id,field,old,new\n{one},gender,{gender},{other}\n{two},gender,{other}x,{gender}\n"
+        f"id,field,old,new\n{one},gender,{gender},{other}\n{two},age,119,77\n"
         f"{two},shot,normal,incorrect_mask\n{two},shot,incorrect_mask,normal\n"
         f"{one},age,{images['age'].iloc[0]},77\nnobody,gender,male,female\n"
     )
-    fixed = list_train_images(sample_dir, path)
+    fixed = fix_labels(images, path)
     changed = fixed.compare(images, result_names=("fixed", "given"))
     assert len(changed) == 9  # seven photos of one, two shots of the other
     assert set(fixed["gender"][fixed["id"] == one]) == {other}
@@ -195,15 +198,45 @@ def test_label_fixes(sample_dir, tmp_path, capsys):
         "normal": "incorrect_mask", "incorrect_mask": "normal",
     }  # fmt: skip
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 4
+    assert len(printed) == 5
     assert f"{one}, gender {gender} -> {other}: 7 photos" in printed[0]
+    assert printed[4] == f"{path}: 4 of 6 rows applied"
+
+
+def test_fixed_labels_leave_the_folds_as_they_are(sample_dir, tmp_path):
+    people = list_train_images(sample_dir).drop_duplicates("id")
+    path = tmp_path / "fixes.csv"
+    path.write_text(
+        "id,field,old,new\n"
+        + "".join(f"{id},age,{age},{95 - age}\n" for id, age in zip(people["id"], people["age"]))
+    )
+    command = ["train.py", "--target", "age", "--data-dir", sample_dir, *SMALL, "--epochs", 1]
+    tables = []
+    for name, fixes in (("given", []), ("fixed", ["--label-fixes", path])):
+        run_ok(*command, "--output-dir", tmp_path / name, *fixes)
+        tables.append(pd.read_csv(tmp_path / name / "age_fold0/valid_predictions.csv"))
+    given, fixed = tables
+    assert fixed["file"].equals(given["file"])
+    assert (fixed["age"] == 95 - given["age"]).all()
+    done = run("-m", "utils.compare", tmp_path / "given", tmp_path / "fixed")
+    assert_refused(done, "--label-fixes")
+    # The labels are compared, not the name of the file.
+    (tmp_path / "same.csv").write_text(path.read_text())
+    resume = ["--output-dir", tmp_path / "fixed", "--epochs", 2, "--resume", "--label-fixes"]
+    run_ok(*command, *resume, tmp_path / "same.csv")
+    path.write_text("id,field,old,new\n0,age,1,2\n")
+    assert_refused(run(*command, *resume, path, "--epochs", 3), "other photos or labels")
 
 
 def test_bad_label_fixes_are_named(sample_dir, tmp_path):
     path = tmp_path / "fixes.csv"
-    path.write_text("id,field,old,new\n1,race,a,b\n1,gender,male,man\n1,age,3,200\n1,age,3,4\n")
+    path.write_text(
+        "id,field,old,new\n1,race,a,b\n1,gender,male,man\n1,age,3,200\n1,age,3,4\n1,age,3.0,4\n"
+        "1,gender,male,male\n"
+    )
     command = ["train.py", "--target", "age", "--data-dir", sample_dir, "--label-fixes", path]
-    words = ["line 2: field", "line 3: new", "line 4: new", "line 5: stands there twice"]
+    words = ["line 2: field", "line 3: new", "line 4: new", "line 5: stands there twice",
+             "line 6: old", "line 7: old and new are the same"]  # fmt: skip
     assert_refused(run(*command), "fixes.csv", *words)
     assert_refused(run(*command[:-1], tmp_path / "none.csv"), "none.csv", "data/label_fixes.csv")
 
@@ -211,9 +244,8 @@ def test_bad_label_fixes_are_named(sample_dir, tmp_path):
 def test_the_competitions_label_fixes_are_well_formed(tmp_path, sample_dir):
     fixes = pd.read_csv(ROOT / "data/label_fixes.csv", dtype=str)
     assert fixes["field"].value_counts().to_dict() == {"gender": 9, "shot": 6}
-    assert list_train_images(sample_dir, ROOT / "data/label_fixes.csv").equals(
-        list_train_images(sample_dir)
-    )
+    images = list_train_images(sample_dir)
+    assert fix_labels(images, ROOT / "data/label_fixes.csv").equals(images)
 
 
 @pytest.fixture
@@ -244,8 +276,12 @@ def predictions(tmp_path):
                 table.to_csv(folder / "valid_predictions.csv", index=False)
                 (folder / "config.json").write_text(
                     f'{{"target": "{target}", "fold": {fold}, "data_dir": "x", "crop_dir": null,'
-                    '"model": "m", "resize": 1}'
+                    '"model": "m", "resize": 1, "epochs": 1}'
                 )
+                f1 = [f"f1_{c}" for c in classes]
+                names = ["epoch", "train_loss", "valid_loss", "accuracy", "macro_f1", *f1]
+                log = pd.DataFrame([[1] + [0.5] * (len(names) - 1)], columns=names)
+                log.to_csv(folder / "log.csv", index=False)
         return tmp_path / name
 
     return write
@@ -278,6 +314,24 @@ def test_compare_tells_a_gain_from_luck(predictions):
     assert f"{f1['macro_f1']:.4f}" in luck[2]
 
 
+def test_compare_takes_links_single_runs_and_unfinished_ones(predictions, tmp_path):
+    one, other = predictions("one", 0.6), predictions("other", 0.7, seed=1)
+    for fold in (0, 1):
+        shutil.rmtree(other / f"mask_fold{fold}")
+        (other / f"mask_fold{fold}").symlink_to(one / f"mask_fold{fold}", True)
+    shutil.copytree(one, other / "old")  # below a folder of runs: no part of it
+    config_json = one / "age_fold0/config.json"
+    config_json.write_text(config_json.read_text().replace('"epochs": 1', '"epochs": 4'))
+    printed = run_ok("-m", "utils.compare", one, other)
+    assert f"{one / 'age_fold0'}: stopped after 1 of 4 epochs" in printed
+    mask = lines_of(printed[printed.index("\nmask,") :], other)[0]
+    assert "+0.0000  [+0.0000, +0.0000]" in mask
+    assert "2 runs" in mask
+    assert "2 runs" in lines_of(printed[printed.index("\n18 classes,") :], other)[0]
+    printed = run_ok("-m", "utils.compare", one / "age_fold0", other / "age_fold0")
+    assert "age, 30 valid people" in printed
+
+
 def test_compare_refuses_what_cannot_be_compared(predictions, tmp_path):
     one = predictions("one", 0.6)
     other = predictions("other", 0.6, folds=(0,))
@@ -285,11 +339,18 @@ def test_compare_refuses_what_cannot_be_compared(predictions, tmp_path):
     mask = predictions("mask", 0.6, targets=["mask"])
     printed = run_ok("-m", "utils.compare", one, mask)
     assert "\nmask," in printed
+    assert f"age: left out, as {mask} has no run of it" in printed
     assert f"{mask}: without 18 classes, as it has not all three heads" in printed
     mixed = predictions("mixed", 0.6, targets=["gender", "age"])
     predictions("mixed/", 0.6, folds=(0,), targets=["mask"])
     printed = run_ok("-m", "utils.compare", mixed)
     assert "without 18 classes, as its heads have other folds" in printed
+    both = predictions("both/a", 0.6).parent
+    assert_refused(run("-m", "utils.compare", both, both / "a"), "age_fold0", "a run of two sets")
+    (one / "mask_fold0").rename(one / "mask_fold7")  # names say nothing, arguments do
+    shutil.copytree(one / "mask_fold1", one / "copy")
+    assert_refused(run("-m", "utils.compare", one), "another run of mask, fold 1")
+    assert_refused(run("-m", "utils.compare", one, "--samples", 100_001), "--samples 100001")
     (tmp_path / "nothing").mkdir()
     assert_refused(run("-m", "utils.compare", tmp_path / "nothing"), "nothing", "valid_predictions")
 

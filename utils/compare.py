@@ -1,10 +1,9 @@
 """Tell a gain from luck: `python -m utils.compare RUNS_A RUNS_B`
 
-Compares sets of runs by what they predicted for the same valid people. A set is a folder of runs
-<target>_fold<k>, or of several such folders, one a seed for example.
+Compares sets of runs by what they predicted for the same valid people. A set is a run, a
+folder of runs, or of several such folders, one a seed for example.
 """
 
-import re
 from pathlib import Path
 
 from config.config import HEADS
@@ -12,6 +11,7 @@ from utils.cli import ArgumentParser, InputError, answer_early, positive_int, ru
 from utils.cli import seed as seed_type
 
 ALL = "18 classes"
+MAX_SAMPLES = 100_000
 
 
 def get_args_parser():
@@ -22,10 +22,11 @@ def get_args_parser():
     # fmt: off
     add = parser.add_argument
     add("sets", nargs="+", metavar="RUNS",
-        help="a folder of runs <target>_fold<k>, or of several such folders, of one seed each, for "
-        "example (no default)")
+        help="a run, a folder of runs, or of several such folders, of one seed each, for example "
+        "(no default)")
     add("--samples", type=positive_int, default=2000,
-        help="how often people are resampled for the intervals (default: %(default)s)")
+        help=f"how often people are resampled for the intervals, up to {MAX_SAMPLES} "
+        "(default: %(default)s)")
     add("--seed", type=seed_type, default=0, help="of the resampling (default: %(default)s)")
     # fmt: on
     return parser
@@ -39,34 +40,58 @@ import pandas as pd
 
 from data.labels import merge_labels
 from utils.metrics import bootstrap_macro_f1, classification_scores
-from utils.report import read_predictions
+from utils.report import read_arguments, read_log, read_predictions
 
 KEYS = ["fold", "file", "person", "label"]
 
 
-def read_set(folder):
-    """What the runs in or below a folder predicted: {member: {target: table}}, a member for each
-    folder of runs. A table has a row a photo, sorted by fold and file: fold, file, person, label
-    and predicted, the latter two as labels of the head.
+def list_runs(folder):
+    """The runs that a folder is, or else that are in it, or else in the folders in it. Raises
+    InputError where there are none.
+    """
+    for below in ("", "*/", "*/*/"):
+        if runs := sorted(
+            path.parent for path in Path(folder).glob(f"{below}valid_predictions.csv")
+        ):
+            return runs
+    raise InputError(f"{folder}: no runs of train.py (valid_predictions.csv) in it or its folders")
 
-    Raises InputError where there are no predictions, or damaged ones.
+
+def check_apart(sets):
+    """Raise InputError when a run is in two sets, {folder: its runs}. By links, sets may share a
+    head.
+    """
+    seen = {}
+    for folder, runs in sets.items():
+        for path in runs:
+            if not path.is_symlink() and seen.setdefault(path.resolve(), folder) != folder:
+                raise InputError(f"{path}: a run of two sets, {seen[path.resolve()]} and {folder}")
+
+
+def read_set(runs):
+    """What runs predicted: {member: {target: table}}, a member for each folder of runs. A table has
+    a row a photo, sorted by fold and file: fold, file, person, label and predicted, the latter two
+    as labels of the head.
+
+    Raises InputError for damaged predictions, and for two runs of a member that are of one fold.
     """
     members = {}
-    for path in sorted(Path(folder).glob("**/valid_predictions.csv")):
-        name = re.fullmatch(r"(\w+)_fold(\d)", path.parent.name)
-        if not name or name[1] not in HEADS:
-            continue
-        table = read_predictions(path.parent)[["file", "person", "label", "predicted"]]
+    for path in runs:
+        arguments, epochs = read_arguments(path), len(read_log(path))
+        target, fold = arguments["target"], arguments["fold"]
+        if epochs < arguments["epochs"]:
+            print(f"{path}: stopped after {epochs} of {arguments['epochs']} epochs")
+        table = read_predictions(path)[["file", "person", "label", "predicted"]]
         for column in ("label", "predicted"):
-            table[column] = table[column].map(list(HEADS[name[1]]["classes"]).index)
-        heads = members.setdefault(str(path.parent.parent), {})
-        heads.setdefault(name[1], []).append(table.assign(fold=int(name[2])))
-    if not members:
-        raise InputError(f"{folder}: no <target>_fold<k>/valid_predictions.csv in or below it")
+            table[column] = table[column].map(list(HEADS[target]["classes"]).index)
+        folds = members.setdefault(str(path.parent), {}).setdefault(target, {})
+        if fold in folds:
+            raise InputError(f"{path}: another run of {target}, fold {fold}, in {path.parent}")
+        folds[fold] = table.assign(fold=fold)
     return {
         member: {
-            target: pd.concat(tables).sort_values(["fold", "file"], ignore_index=True)
-            for target, tables in heads.items()
+            target: pd.concat(folds.values()).sort_values(["fold", "file"], ignore_index=True)
+            for target, folds in heads.items()
         }
         for member, heads in members.items()
     }
@@ -108,10 +133,10 @@ def score(tables, num_classes, samples, seed):
     return np.array(runs), np.mean(pooled), np.mean(resampled, axis=0)
 
 
-def tables_by_classification(folder):
-    """{head or ALL: [(member, table)]} of a set, as read_set and merge_heads give them."""
+def tables_by_classification(runs):
+    """{head or ALL: [(member, table)]} of a set's runs, as read_set and merge_heads give them."""
     found = {}
-    for member, heads in read_set(folder).items():
+    for member, heads in read_set(runs).items():
         for name, table in {ALL: merge_heads(member, heads), **heads}.items():
             if table is not None:
                 found.setdefault(name, []).append((member, table))
@@ -125,14 +150,22 @@ def check_same(name, sets):
         if not table[KEYS].equals(reference[KEYS]):
             raise InputError(
                 f"{member}: other valid photos or labels for {name} than {first}; compare runs of "
-                "the same folds, --fold-seed and data"
+                "the same folds, --fold-seed, --label-fixes and data"
             )
 
 
 def main():
     args = get_args_parser().parse_args()
-    sets = [tables_by_classification(folder) for folder in args.sets]
+    if args.samples > MAX_SAMPLES:
+        raise InputError(f"--samples {args.samples}: more than {MAX_SAMPLES}")
+    runs_of = {folder: list_runs(folder) for folder in args.sets}
+    check_apart(runs_of)
+    sets = [tables_by_classification(runs_of[folder]) for folder in args.sets]
     names = [name for name in (ALL, *HEADS) if all(name in its for its in sets)]
+    for name in HEADS:
+        lacking = [folder for folder, its in zip(args.sets, sets) if name not in its]
+        if 0 < len(lacking) < len(sets):
+            print(f"{name}: left out, as {', '.join(lacking)} has no run of it")
     if not names:
         raise InputError(f"{', '.join(args.sets)}: no head of which each of them has runs")
     for name in names:

@@ -35,17 +35,19 @@ def macro_f1(confusions, whole=None):
     confusions: int (..., C, C), rows true. A class with neither targets nor predictions counts as
     F1 0, as in classification_scores.
     whole: the confusion matrix, int (C, C), of the set that confusions are resamples of. Then a
-    class that is there but not in a resample is left out of that one's mean: nothing was drawn
-    that could be classified rightly or wrongly, and an F1 of 0 would have the interval measure how
-    often a rare class is missed by the draw.
+    class with targets in the set but none in a resample is left out of that one's mean: an F1 of 0
+    would have the interval measure how often a rare class is missed by the draw. Predictions have
+    no say in it, so that the means of two models on one resample are over the same classes.
     Returns float (...) in [0, 1].
     """
     hits = np.diagonal(confusions, axis1=-2, axis2=-1)
-    totals = confusions.sum(axis=-1) + confusions.sum(axis=-2)
-    counted = np.ones_like(totals, dtype=bool)
+    targets, predictions = confusions.sum(axis=-1), confusions.sum(axis=-2)
+    counted = np.ones_like(targets, dtype=bool)
     if whole is not None:
-        counted = (totals > 0) | (whole.sum(axis=0) + whole.sum(axis=1) == 0)
-    return (2 * hits / np.maximum(totals, 1)).sum(axis=-1) / counted.sum(axis=-1)
+        counted = (targets > 0) | (whole.sum(axis=1) == 0)
+    # Without targets, a class has no hits, and adds 0.
+    class_f1 = 2 * hits / np.maximum(targets + predictions, 1)
+    return class_f1.sum(axis=-1) / counted.sum(axis=-1)
 
 
 def bootstrap_confusions(targets, predictions, groups, num_classes, samples=1000, seed=0):

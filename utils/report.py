@@ -33,9 +33,9 @@ import pandas as pd
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from data.crop import crop_folder
 from data.images import load_image
 from data.labels import class_names, problems_by_line, raise_problems, read_table, split_classes
+from data.manifest import crop_folder
 from utils.files import atomic_write
 from utils.metrics import accuracy, bootstrap_confusions, calibration, macro_f1
 from utils.plots import draw_confusion, draw_curves, save_figure
@@ -60,7 +60,7 @@ def read_arguments(folder):
     except ValueError as error:
         raise InputError(f"{path}: damaged ({error}); {MEND}") from error
     kinds = {"target": str, "fold": int, "data_dir": str, "crop_dir": str | None, "model": str,
-             "resize": int}  # fmt: skip
+             "resize": int, "epochs": int}  # fmt: skip
     if not (
         isinstance(arguments, dict)
         and kinds.keys() <= arguments.keys()

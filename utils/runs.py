@@ -20,7 +20,7 @@ TENSORBOARD = "tensorboard"
 # All other arguments decide what a run ends with, so that --resume must find them unchanged.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "cache", "crop_batch_size", "device",
                   "num_workers", "epochs", "overwrite", "resume", "skip_bad", "no_report",
-                  "tensorboard", "recipe"}  # fmt: skip
+                  "tensorboard", "recipe", "label_fixes"}  # fmt: skip
 
 PLAIN = (str, int, float, type(None))
 # What last.pth holds more than best.pth.

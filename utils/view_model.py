@@ -77,14 +77,14 @@ FONTS = ("Malgun Gothic", "Apple SD Gothic Neo", "Noto Sans CJK KR", "NanumGothi
 CELL = 1.9  # inches
 
 
-def build_skeleton(name, num_classes, resize):
+def build_skeleton(name, num_classes, resize, age_border=0):
     """A network without numbers, on the device "meta", on which any size costs no time or memory.
 
     Its convolutions have no layer in them for their padding: torchinfo would take them for
     containers, and count none of their multiply-adds.
     """
     with torch.device("meta"):
-        network = build_network(name, num_classes, resize).eval()
+        network = build_network(name, num_classes, resize, age_border=age_border).eval()
     for module in network.modules():
         padding = getattr(module, "static_padding", None)
         if padding is not None:
@@ -305,7 +305,8 @@ def main():
         if args.graph and output.resolve() == args.graph.resolve():
             raise InputError(f"--output {output}: is --graph's file; name another")
 
-    skeleton = build_skeleton(name, classes, resize)
+    age_border = checkpoint["age_border"] if args.checkpoint else 0
+    skeleton = build_skeleton(name, classes, resize, age_border)
     # torchinfo writes the name of its unit, such as Units.GIGABYTES, for its sign, G.
     print(re.sub(r"Units\.(\w)\w+", r"\1", str(count(skeleton, resize, args.depth))))
     if args.graph:
