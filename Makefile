@@ -13,7 +13,7 @@ NEWEST := .venv-newest
 BIN := $(VENV)/bin
 REQUIREMENTS := requirements.txt requirements-onnx.txt requirements-look.txt requirements-dev.txt
 # Two processes of one thread each: on two cores nearly twice as fast as one of two threads.
-TEST := -m pytest -n 2 --dist loadfile
+TEST := -m pytest -n 2 --dist worksteal
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 DEMO := demo

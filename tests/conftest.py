@@ -11,6 +11,7 @@ import unittest.mock
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.pop("MAG_CROP_DIR", None)  # else the tests' crops would go there
 
@@ -62,21 +63,34 @@ def run_ok(*command, run=run):
 
 
 def assert_refused(done, *words):
-    """Exit status 2, one line on stderr with all the words, no traceback."""
+    """Exit status 2, one line on stderr with all the words (paths in / or \\), no traceback."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: ")
     for word in words:
-        assert str(word) in done.stderr
+        assert str(word).replace("\\", "/") in done.stderr.replace("\\", "/")
+
+
+@contextlib.contextmanager
+def made_once(tmp_path_factory, name):
+    """A folder for the tests of all processes of pytest-xdist, and whether it is to be filled."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / name
+    with FileLock(base / f"{name}.lock"):
+        yield folder, not (base / f"{name}.done").exists()
+        (base / f"{name}.done").touch()
 
 
 @pytest.fixture(scope="session")
 def sample_dir(tmp_path_factory):
     """Twelve drawn people to train on and six to submit for, cropped."""
-    folder = tmp_path_factory.mktemp("sample") / "data"
-    make_sample(folder, people=12, eval_people=6, seed=777)
-    run_ok("-m", "data.crop", "--data-dir", folder, run=spawn)
-    return folder
+    with made_once(tmp_path_factory, "sample") as (folder, empty):
+        if empty:
+            make_sample(folder / "data", people=12, eval_people=6, seed=777)
+            run_ok("-m", "data.crop", "--data-dir", folder / "data", run=spawn)
+    return folder / "data"
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +98,13 @@ def runs_dir(sample_dir, tmp_path_factory):
     """One-epoch runs of the three heads: two folds of age, and gender by another network and with
     all pictures.
     """
-    folder = tmp_path_factory.mktemp("runs")
+    with made_once(tmp_path_factory, "runs") as (folder, empty):
+        if empty:
+            train_runs(sample_dir, folder)
+    return folder
+
+
+def train_runs(sample_dir, folder):
     other = ["--model", "efficientnet-b0", "--no-pretrained", "--resize", "80", "--tensorboard"]
     for target, fold, extra in (
         ("mask", 0, []),
@@ -98,4 +118,3 @@ def runs_dir(sample_dir, tmp_path_factory):
             "--data-dir", sample_dir, "--output-dir", folder, "--num-workers", 0,
             run=spawn if target == "mask" else run,
         )  # fmt: skip
-    return folder

@@ -140,7 +140,7 @@ def uninterrupted(sample_dir, tmp_path_factory):
 
 
 @pytest.mark.parametrize("turn", range(ROUNDS))
-@pytest.mark.parametrize(("workers", "kills"), [(0, 6), (2, 3)])
+@pytest.mark.parametrize(("workers", "kills"), [(0, 4), (2, 2)])
 def test_killed_training(start, uninterrupted, sample_dir, tmp_path, workers, kills, turn):
     folder = tmp_path / "age_fold0"
 

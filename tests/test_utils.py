@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -76,6 +77,43 @@ def test_atomic_write_leaves_the_old_file_when_writing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_rename_waits_for_who_has_the_file_open(tmp_path, monkeypatch):
+    """As Windows refuses it then."""
+    path = tmp_path / "table.csv"
+    write_csv(path, pd.DataFrame({"a": [1]}))
+    before, real, refused = path.read_bytes(), os.replace, []
+
+    def replace(*paths):
+        refused.append(paths)
+        if len(refused) < 3:
+            raise PermissionError(13, "Access is denied")
+        real(*paths)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(InputError, match="Access is denied"):
+        write_csv(path, pd.DataFrame({"a": [2]}))
+    assert path.read_bytes() == before
+    monkeypatch.setattr("utils.files.WAIT_FOR_OTHERS", 2)
+    refused.clear()
+    write_csv(path, pd.DataFrame({"a": [2]}))
+    assert len(refused) == 3
+    assert path.read_text() == "a\n2\n"
+    refused.clear()
+    monkeypatch.setattr("utils.files.WAIT_FOR_OTHERS", 0.01)
+    with pytest.raises(InputError, match=r"table\.csv: .*is it open in another program"):
+        write_csv(path, pd.DataFrame({"a": [3]}))
+
+
+def test_a_gpu_that_cannot_be_used_now(monkeypatch):
+    def zeros(*shape, device):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(InputError, match=r"out of memory.*another program"):
+        pick_device("cuda")
+
+
 def test_version_and_completion(tmp_path):
     done = spawn("train.py", "--version")
     assert done.stdout.strip().endswith(config.VERSION)
@@ -107,6 +145,17 @@ def test_vscode_starts_what_is_there():
     launch = json.loads((ROOT / ".vscode/launch.json").read_text())["configurations"]
     commands = [one.get("program") or f"-m {one['module']}" for one in launch]
     assert commands == ["-m data.sample", "train.py", "train.py", "train.py", "test.py"]
+    parsed = []
     for one, command in zip(launch, commands):
         name = command.removeprefix("-m ").removesuffix(".py")
-        importlib.import_module(name).get_args_parser().parse_args(one.get("args", []))
+        parser = importlib.import_module(name).get_args_parser()
+        parsed.append(parser.parse_args(one.get("args", [])))
+    sample, *trainings, test = parsed
+    assert [one.target for one in trainings] == [*config.HEADS]
+    assert {one.output_dir for one in trainings} == {test.runs}
+    assert {str(one.data_dir) for one in (*trainings, test)} == {str(sample.output)}
+
+
+def test_one_linter_for_all():
+    rev = re.search(r"rev: v(\S+)", (ROOT / ".pre-commit-config.yaml").read_text())[1]
+    assert f"ruff=={rev}\n" in (ROOT / "constraints.txt").read_text()

@@ -128,6 +128,7 @@ def test_no_dot(tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a script of sh")
 def test_dot_fails(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     dot = tmp_path / "bin" / "dot"
@@ -220,7 +221,9 @@ def test_network_sees_the_face_that_training_saw(best, sample_dir, photos):
 
 
 def test_odd_file_names(best, photos, tmp_path):
-    names = ["$x^$ {한국}.jpg", os.fsdecode(b"\xff.jpg"), "no_space" * 8 + ".jpg"]
+    names = ["$x^$ {한국}.jpg", "no_space" * 8 + ".jpg"]
+    if os.name != "nt":
+        names.append(os.fsdecode(b"\xff.jpg"))
     for name in names:
         shutil.copy(photos[0], tmp_path / name)
     out = view(
