@@ -69,9 +69,10 @@ import torch
 from tqdm import tqdm
 
 from data.augment import build_transform
-from data.crop import crop_folder, crop_sets
+from data.crop import crop_sets
 from data.dataset import FaceDataset, build_loader
 from data.labels import merge_labels, read_answers, read_info, split_classes
+from data.manifest import crop_folder
 from data.photos import crop_photos, list_photos, reason, refuse_bad_photos
 from models.network import FromPixels, average, fold_batch_norm, load_network
 from models.onnx_runtime import cached_model, load_model, pick_backend

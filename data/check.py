@@ -63,7 +63,7 @@ from data.labels import (
     merge_labels,
     read_info,
 )
-from data.manifest import fingerprint, read_manifest
+from data.manifest import CROP_FOLDERS, crop_folder, fingerprint, read_manifest
 
 SHOWN = 20  # of what is found, for the page to stay one
 # The folders' names in the competition's data, 000523_female_Asian_51, repeat the labels.
@@ -108,8 +108,12 @@ def explain_layout(data_dir, split):
     for folder in (here.parent, *sorted(here.iterdir())):
         if os.path.isfile(folder / TABLES[split]):
             raise InputError(f"{data_dir}: not the data directory; try --data-dir {folder}")
-    # Of all train photos, but never of a whole disk.
-    photos = [path for path in islice(data_dir.rglob("*"), 100_000) if is_photo(path)]
+    others = {*CROP_FOLDERS.values(), *(name for name in TABLES if name != split)}
+    photos = [
+        path
+        for path in islice(data_dir.rglob("*"), 100_000)  # never of a whole disk
+        if is_photo(path) and others.isdisjoint(path.relative_to(data_dir).parts)
+    ]
     if photos:
         folder, count = Counter(path.parent for path in photos).most_common(1)[0]
         raise InputError(
@@ -248,13 +252,13 @@ def print_people(images):
 
 
 def print_crops(folder, sources):
-    """Print how many photos are cropped. folder: where crops.csv would be; sources: {file: its
+    """Print how many photos are cropped. folder: where their crops would be; sources: {file: its
     photo}. Raises InputError when the manifest is damaged.
     """
     settings = None
     with contextlib.suppress(OSError, ValueError):  # read_manifest says what is wrong with it
-        settings = json.loads((folder / "crops.json").read_text(encoding="utf-8"))
-    rows = read_manifest(folder / "any folder beside crops.csv", settings)
+        settings = json.loads((folder.parent / "crops.json").read_text(encoding="utf-8"))
+    rows = read_manifest(folder, settings)
     if not rows:
         print_facts("crops", ["none yet"])
         return
@@ -262,7 +266,8 @@ def print_crops(folder, sources):
     for file, path in sources.items():
         row = rows.get(file)
         same = row and (row["source_size"], row["source_mtime_ns"]) == fingerprint(path)
-        methods.append(row["method"] if same else "stale")
+        here = same and (row["method"] == "bad" or os.path.exists(folder / file))
+        methods.append(row["method"] if here else "stale")
     names = {
         "center": "without a face (cropped centrally)",
         "bad": "unreadable",
@@ -282,7 +287,7 @@ def print_crops(folder, sources):
 
 def print_part(split, part, photos, sources, crops):
     """Print what is in train/ or eval/. part: from read_part; photos: {path: inspect's result};
-    sources: {file: path}; crops: the folder where crops.csv would be.
+    sources: {file: path}; crops: the folder where their crops would be.
     """
     if split == "train":
         print_people(part)
@@ -297,15 +302,17 @@ def print_part(split, part, photos, sources, crops):
 
 def print_doubts(data_dir, parts, sources, photos, bad, quick):
     """Print what may be wrong, of all parts: photos, labels, files that no table names."""
+
+    def within(path):
+        return path.relative_to(data_dir).as_posix()
+
     listed = [path for of_part in sources.values() for path in of_part.values()]
     unlisted = [
         path for split in parts for path in unlisted_photos(data_dir / split / "images", listed)
     ]
-    print_found(
-        "unreadable photos", [f"{path.relative_to(data_dir)}: {why}" for path, why in bad.items()]
-    )
+    print_found("unreadable photos", [f"{within(path)}: {why}" for path, why in bad.items()])
     tables = " and ".join(TABLES[split] for split in parts)
-    print_found(f"photos not in {tables}", [str(path.relative_to(data_dir)) for path in unlisted])
+    print_found(f"photos not in {tables}", [within(path) for path in unlisted])
     owners = {}
     if "train" in parts:
         train = parts["train"]
@@ -336,7 +343,7 @@ def main():
     paths = [path for of_part in sources.values() for path in of_part.values()]
     photos, bad = inspect_all(paths, args.quick, args.num_workers)
     for split, part in parts.items():
-        crops = Path(args.crop_dir or data_dir) / split
+        crops = crop_folder(data_dir, args.crop_dir, split)
         try:
             print_part(split, part, photos, sources[split], crops)
         except InputError as error:
@@ -346,6 +353,9 @@ def main():
             if split not in there:
                 print(f"{split}: no folder {data_dir / split} ({WITHOUT[split]})")
         print_doubts(data_dir, parts, sources, photos, bad, args.quick)
+    for split, of_part in sources.items():
+        if args.skip_bad and not photos.keys() & {*of_part.values()}:
+            problems.append(f"{data_dir / split}: not one readable photo")
     if bad and not args.skip_bad:
         first = next(iter(bad))
         hint = f"{len(bad)} unreadable photos in all; --skip-bad does without them"

@@ -50,7 +50,14 @@ from data.detect import find_all_faces, find_largest_faces, widen
 from data.images import load_image, upright_size
 from data.keypoints import build_keypoint_rcnn, fetch_weights, find_heads
 from data.labels import list_train_images, raise_problems, read_info
-from data.manifest import COLUMNS, fingerprint, read_crops, write_manifest, write_settings
+from data.manifest import (
+    COLUMNS,
+    crop_folder,
+    fingerprint,
+    read_crops,
+    write_manifest,
+    write_settings,
+)
 from utils.distributed import (
     gathered,
     is_first,
@@ -63,7 +70,6 @@ from utils.distributed import (
 )
 from utils.files import atomic_write, make_folder, remove_leftovers
 
-CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
 JPEG_QUALITY = 95
 # A batch of photos passes MTCNN's whole image pyramid at once: bound its pixels, not its count,
 # so that large photos take no more memory than small ones.
@@ -77,11 +83,6 @@ SAVE_EVERY = 5
 def crop_settings(args):
     """The settings that decide what a crop looks like, as plain types."""
     return {name: getattr(args, name) for name in config.CROP_SETTINGS}
-
-
-def crop_folder(data_dir, crop_dir, split):
-    """Where the crops of "train" or "eval" are; crop_dir None means beside the photos."""
-    return Path(crop_dir or data_dir) / split / CROP_FOLDERS[split]
 
 
 def face_box(box, size, settings):

@@ -8,9 +8,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.augment import apply_transform, build_transform
 from data.cache import ImageCache, cache_limit
-from data.crop import crop_folder, crop_sets, crop_settings
+from data.crop import crop_sets, crop_settings
 from data.images import load_image
 from data.labels import head_labels
+from data.manifest import crop_folder
 from utils.cli import InputError, leave_ctrl_c_to_the_parent
 from utils.distributed import rank, world_size
 

@@ -7,6 +7,7 @@ crops.json holds the settings that the crops were made with.
 """
 
 import json
+from pathlib import Path
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from config.config import DETECTORS
 from utils.cli import InputError
 from utils.files import write_csv, write_json
 
+CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
 BOX = ["x0", "y0", "x1", "y1"]
 # The last two, the photo's size in bytes and time of change, tell one that has changed since.
 COLUMNS = ["file", "method", *BOX, "prob", "source_size", "source_mtime_ns"]
@@ -25,6 +27,11 @@ TYPES = {
     "source_size": "int64",
     "source_mtime_ns": "int64",
 }
+
+
+def crop_folder(data_dir, crop_dir, split):
+    """Where the crops of "train" or "eval" are; crop_dir None means beside the photos."""
+    return Path(crop_dir or data_dir) / split / CROP_FOLDERS[split]
 
 
 def read_manifest(folder, settings):

@@ -224,6 +224,9 @@ def test_crops(data_dir, tmp_path):
     photo = train_photo(data_dir, 0, "normal")
     os.utime(photo, ns=(1, 1))
     assert "1 not cropped, or changed since" in facts(page(data_dir, "--quick"), "crops")
+    crop = next((data_dir / "train" / "new_img").glob("*1/mask1.jpg"))
+    crop.unlink()
+    assert "2 not cropped, or changed since" in facts(page(data_dir, "--quick"), "crops")
     assert facts(page(data_dir, "--crop-dir", tmp_path, "--quick"), "crops") == ["none yet"]
     settings = data_dir / "train" / "crops.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "margin_x": 7}))
@@ -264,6 +267,26 @@ def test_eval_alone(data_dir):
     text = page(data_dir, "--quick")
     assert "train: no folder" in text
     assert text.endswith("ready for test.py\n")
+
+
+def test_photos_of_the_other_part_are_no_layout_to_explain(data_dir):
+    (data_dir / "train" / "train.csv").unlink()
+    done = check(data_dir, "--split", "train")
+    assert_refused(done, "train.csv: no such file, but photos", data_dir / "train/images")
+    shutil.rmtree(data_dir / "train" / "images")  # crops and eval's photos are left
+    assert_refused(check(data_dir, "--split", "train"), "train.csv: no such file; put")
+
+
+def test_not_one_readable_photo(data_dir):
+    for photo in (data_dir / "eval" / "images").iterdir():
+        photo.write_bytes(b"")
+    assert_refused(check(data_dir, "--skip-bad"), "eval: not one readable photo")
+
+
+def test_a_table_saved_by_excel_in_korea(data_dir):
+    people = people_of(data_dir)
+    people.assign(name="한국").to_csv(data_dir / "train/train.csv", index=False, encoding="cp949")
+    assert_refused(check(data_dir), "train.csv", "not UTF-8", "CSV UTF-8")
 
 
 def test_too_few_people(data_dir):

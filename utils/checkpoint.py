@@ -88,12 +88,12 @@ def read_tensors(path):
 
 def read_file(path):
     """The bytes at path. Read apart from their meaning: a fault of the disk is no damage."""
+    if Path(path).is_dir():  # Windows would call it a lack of permission
+        raise InputError(f"{Path(path)}: a folder; name a file in it, best.pth of a run")
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{Path(path)}: a folder; name a file in it, best.pth of a run") from error
 
 
 def tensors_in(content, path):

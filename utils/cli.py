@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import multiprocessing
 import os
 import shlex
 import signal
@@ -16,6 +17,9 @@ class InputError(Exception):
 
 
 STDOUT = 1
+# A spawned worker imports for seconds before it can be told, see leave_ctrl_c_to_the_parent.
+if multiprocessing.parent_process():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 MEMORY = "lower --batch-size, --crop-batch-size or --num-workers"
 # Faults of the machine that torch reports as RuntimeError, and the way out of each.
 FAULTS = {

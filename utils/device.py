@@ -29,9 +29,12 @@ def pick_device(name):
     try:
         torch.zeros(1, device=device).add_(1)
     except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        way_out = "is another program using it?"
+        if "no kernel image" in reason or "not compiled" in reason:
+            way_out = "install a build of torch for your card (README, GPU boxes)"
         raise InputError(
-            f"--device {name}: this build of torch can't use it ({str(error).splitlines()[0]}); "
-            "install one for your card (README, GPU boxes) or use --device cpu"
+            f"--device {name}: can't be used ({reason}); {way_out} --device cpu works anywhere"
         ) from error
     return device
 

@@ -35,6 +35,9 @@ def join_processes(name):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = pick_device(name)
     if device.type == "cuda":
+        if not dist.is_nccl_available():
+            raise InputError("torchrun: this build of torch has no NCCL, those for Windows never "
+                             "have; use one process, or Linux (WSL)")  # fmt: skip
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
     else:

@@ -12,6 +12,8 @@ from utils.cli import InputError
 
 # A temporary file older than this, in seconds, belongs to a process that was killed.
 LEFT_BEHIND = 3600
+# Seconds that a rename waits: Windows refuses it while a virus scanner, say, has the file open.
+WAIT_FOR_OTHERS = 3 if os.name == "nt" else 0
 
 
 @contextlib.contextmanager
@@ -29,15 +31,28 @@ def atomic_write(path, mode="wb"):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(
-            f"{path}: can't be written ({reason}); free space or go elsewhere"
-        ) from error
+        way_out = "free space or go elsewhere"
+        if WAIT_FOR_OTHERS and isinstance(error, PermissionError):
+            way_out = "is it open in another program?"
+        raise InputError(f"{path}: can't be written ({reason}); {way_out}") from error
     finally:
         with contextlib.suppress(OSError):  # it's gone after the rename, or never was
             temporary.unlink()
+
+
+def replace(temporary, path):
+    """os.replace that waits up to WAIT_FOR_OTHERS seconds for those who have path open."""
+    end = time.monotonic() + WAIT_FOR_OTHERS
+    while True:
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.05)
 
 
 def remove_leftovers(folder, pattern=".*"):
