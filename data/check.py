@@ -191,14 +191,16 @@ def identical_photos(photos, owners, data_dir):
     return [line for _, line in sorted(found)]
 
 
-def unlisted_photos(folder, paths):
-    """The photos below folder, hidden ones aside, that aren't among paths."""
+def unlisted_files(folder, paths):
+    """The files below folder, hidden ones aside, that aren't among paths: a photo that no table
+    names, one of a format that isn't read.
+    """
     known = set(paths)
     return sorted(
         path
         for path in folder.rglob("*")
-        if is_photo(path)
-        and path not in known
+        if path not in known
+        and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
@@ -308,11 +310,11 @@ def print_doubts(data_dir, parts, sources, photos, bad, quick):
 
     listed = [path for of_part in sources.values() for path in of_part.values()]
     unlisted = [
-        path for split in parts for path in unlisted_photos(data_dir / split / "images", listed)
+        path for split in parts for path in unlisted_files(data_dir / split / "images", listed)
     ]
     print_found("unreadable photos", [f"{within(path)}: {why}" for path, why in bad.items()])
     tables = " and ".join(TABLES[split] for split in parts)
-    print_found(f"photos not in {tables}", [within(path) for path in unlisted])
+    print_found(f"files not in {tables}", [within(path) for path in unlisted])
     owners = {}
     if "train" in parts:
         train = parts["train"]

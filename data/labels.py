@@ -43,7 +43,13 @@ def read_table(path, columns, missing_hint):
         raise InputError(f"{path}: not a readable CSV file ({error})") from error
     missing = [column for column in columns if column not in table.columns]
     if missing:
-        raise InputError(f"{path}: no column {', '.join(missing)} among {', '.join(table.columns)}")
+        there = ", ".join(table.columns)
+        hint = ""
+        if len(table.columns) == 1 and re.search(r"[;\t]", there):
+            hint = "; separate them by commas"
+        elif set(missing) & {column.strip() for column in table.columns}:
+            hint = "; leave no spaces around a name"
+        raise InputError(f"{path}: no column {', '.join(missing)} among {there}{hint}")
     if table.empty:
         raise InputError(f"{path}: no rows")
     return table

@@ -213,9 +213,11 @@ def test_photos_in_no_table(data_dir):
     for hidden in (".ipynb_checkpoints/mask1.jpg", "nobody/._mask1.jpg", "nobody/notes.txt"):
         (images / hidden).write_bytes(b"")
     shutil.copy(train_photo(data_dir, 0, "normal"), data_dir / "eval" / "images" / "extra.jpg")
-    what = "photos not in train/train.csv and eval/info.csv"
+    (images / "nobody" / "mask9.heic").write_bytes(b"")
+    what = "files not in train/train.csv and eval/info.csv"
     count, lines = found(page(data_dir, "--quick"), what)
-    assert count == "8"
+    assert count == "10"
+    assert "train/images/nobody/mask9.heic" in lines
     assert "eval/images/extra.jpg" in lines
     assert "train/images/nobody/mask1.jpg" in lines
 
@@ -281,6 +283,16 @@ def test_not_one_readable_photo(data_dir):
     for photo in (data_dir / "eval" / "images").iterdir():
         photo.write_bytes(b"")
     assert_refused(check(data_dir, "--skip-bad"), "eval: not one readable photo")
+
+
+def test_other_separators_and_spaces(data_dir):
+    path = data_dir / "train" / "train.csv"
+    text = path.read_text()
+    for separator in (";", "\t"):
+        path.write_text(text.replace(",", separator))
+        assert_refused(check(data_dir, "--quick"), "train.csv", "separate them by commas")
+    path.write_text(text.replace("gender,", " gender,", 1))
+    assert_refused(check(data_dir, "--quick"), "no column gender", "no spaces around a name")
 
 
 def test_a_table_saved_by_excel_in_korea(data_dir):

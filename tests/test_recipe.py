@@ -324,6 +324,7 @@ def test_compare_takes_links_single_runs_and_unfinished_ones(predictions, tmp_pa
     config_json.write_text(config_json.read_text().replace('"epochs": 1', '"epochs": 4'))
     printed = run_ok("-m", "utils.compare", one, other)
     assert f"{one / 'age_fold0'}: stopped after 1 of 4 epochs" in printed
+    assert f"{other}: without 6 runs in folders further down" in printed
     mask = lines_of(printed[printed.index("\nmask,") :], other)[0]
     assert "+0.0000  [+0.0000, +0.0000]" in mask
     assert "2 runs" in mask
@@ -346,7 +347,8 @@ def test_compare_refuses_what_cannot_be_compared(predictions, tmp_path):
     printed = run_ok("-m", "utils.compare", mixed)
     assert "without 18 classes, as its heads have other folds" in printed
     both = predictions("both/a", 0.6).parent
-    assert_refused(run("-m", "utils.compare", both, both / "a"), "age_fold0", "a run of two sets")
+    assert_refused(run("-m", "utils.compare", both, both / "a"), "_fold", "in two sets")
+    assert_refused(run("-m", "utils.compare", one, f"{one}/"), "_fold", "in two sets")
     (one / "mask_fold0").rename(one / "mask_fold7")  # names say nothing, arguments do
     shutil.copytree(one / "mask_fold1", one / "copy")
     assert_refused(run("-m", "utils.compare", one), "another run of mask, fold 1")

@@ -49,23 +49,28 @@ def list_runs(folder):
     """The runs that a folder is, or else that are in it, or else in the folders in it. Raises
     InputError where there are none.
     """
-    for below in ("", "*/", "*/*/"):
-        if runs := sorted(
-            path.parent for path in Path(folder).glob(f"{below}valid_predictions.csv")
-        ):
+    found = [
+        sorted(path.parent for path in Path(folder).glob(f"{below}valid_predictions.csv"))
+        for below in ("", "*/", "*/*/")
+    ]
+    for depth, runs in enumerate(found, start=1):
+        if runs:
+            if left_out := sum(map(len, found[depth:])):
+                print(f"{folder}: without {left_out} runs in folders further down")
             return runs
     raise InputError(f"{folder}: no runs of train.py (valid_predictions.csv) in it or its folders")
 
 
 def check_apart(sets):
-    """Raise InputError when a run is in two sets, {folder: its runs}. By links, sets may share a
+    """Raise InputError when a run is in two of sets, lists of runs. By links, sets may share a
     head.
     """
-    seen = {}
-    for folder, runs in sets.items():
-        for path in runs:
-            if not path.is_symlink() and seen.setdefault(path.resolve(), folder) != folder:
-                raise InputError(f"{path}: a run of two sets, {seen[path.resolve()]} and {folder}")
+    seen = set()
+    for runs in sets:
+        here = {path.resolve(): path for path in runs if not path.is_symlink()}
+        for path in here.keys() & seen:
+            raise InputError(f"{here[path]}: in two sets; by a link to it, sets may share a run")
+        seen |= here.keys()
 
 
 def read_set(runs):
@@ -158,9 +163,9 @@ def main():
     args = get_args_parser().parse_args()
     if args.samples > MAX_SAMPLES:
         raise InputError(f"--samples {args.samples}: more than {MAX_SAMPLES}")
-    runs_of = {folder: list_runs(folder) for folder in args.sets}
-    check_apart(runs_of)
-    sets = [tables_by_classification(runs_of[folder]) for folder in args.sets]
+    runs = [list_runs(folder) for folder in args.sets]
+    check_apart(runs)
+    sets = [tables_by_classification(its) for its in runs]
     names = [name for name in (ALL, *HEADS) if all(name in its for its in sets)]
     for name in HEADS:
         lacking = [folder for folder, its in zip(args.sets, sets) if name not in its]
