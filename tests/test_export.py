@@ -172,6 +172,9 @@ def test_what_cannot_be_exported_is_refused(runs_dir, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "folder.onnx").mkdir()
     refused("no mask_fold<k>/best.pth", runs=tmp_path)
+    (tmp_path / "below/mask_fold0").mkdir(parents=True)
+    (tmp_path / "below/mask_fold0/best.pth").touch()
+    refused(f"try --runs {tmp_path / 'below'}", runs=tmp_path)
     for name in ("model.pt", "model", ".onnx"):
         refused("--output", name, "ends in .onnx", output=tmp_path / name)
     refused("--output", "folder.onnx is there", output=tmp_path / "folder.onnx")

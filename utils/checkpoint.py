@@ -147,6 +147,10 @@ def find_checkpoints(runs):
         if not paths:
             if (Path(runs) / "best.pth").exists():
                 raise InputError(f"--runs {runs}: this is one run; name the folder that holds it")
+            if below := sorted(Path(runs).glob(f"*/{target}_fold[0-9]/best.pth")):
+                raise InputError(
+                    f"{runs}: no {target}_fold<k>/best.pth; try --runs {below[0].parent.parent}"
+                )
             command = ["python", "train.py", "--target", target, "--output-dir", str(runs)]
             raise InputError(
                 f"{runs}: no {target}_fold<k>/best.pth; train it with: {shlex.join(command)}"
