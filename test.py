@@ -6,6 +6,7 @@ python test.py --images holiday/
 """
 
 import itertools
+import shlex
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from utils.cli import (
     add_data_arguments,
     add_machine_arguments,
     add_precision_arguments,
+    add_runs,
     answer_early,
     natural_int,
     positive_int,
@@ -30,8 +32,7 @@ def get_args_parser():
     # fmt: off
     add = parser.add_argument
     add_data_arguments(add)
-    add("--runs", default=config.OUTPUT_DIR,
-        help="folder with the runs of train.py (default: %(default)s)")
+    add_runs(add)
     add("--output",
         help="the submission, with probabilities.csv beside it, or, with --images, the answers, "
         f"with a contact sheet (default: {config.OUTPUT}, or {config.PREDICTIONS})")
@@ -242,7 +243,7 @@ def submit(args, checkpoints, device, precision, backend):
         print_scores(answers, classes)
         from utils.report import write_submission_report  # imports matplotlib, half a second
 
-        settings = vars(args)
+        settings = vars(args) | {"runs": shlex.join(args.runs)}
         write_submission_report(*report_path, settings, manifest, folder, probs, answers, classes)
         print(f"report: {report_path[0]}")
 

@@ -180,6 +180,6 @@ def test_what_cannot_be_exported_is_refused(runs_dir, tmp_path, monkeypatch):
     refused("--output", "folder.onnx is there", output=tmp_path / "folder.onnx")
     refused("file/below", "--output", output=tmp_path / "file/below/model.onnx")
     monkeypatch.setattr(utils.export, "LIMIT", 10**7)
-    refused("--runs", "4 networks", "fewer folds")
+    refused("--runs", "4 networks", "fewer runs")
     monkeypatch.setattr(models.onnx_runtime, "PACKAGES", ("onnx", "no_such_package"))
     refused("no_such_package", "requirements-onnx.txt")

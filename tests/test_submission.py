@@ -75,7 +75,7 @@ def test_submission_is_the_merge_of_the_heads_mean_probabilities(runs_dir, sampl
     assert data["classifications"][0]["predicted"] == submission["ans"].tolist()
     assert data["photos"]["file"] == submission["ImageID"].tolist()
 
-    # Each age fold alone: their mean is what both together gave.
+    # Each age fold alone: their mean is what both together gave, from two folders as well.
     alone = []
     for fold in (0, 3):
         runs = copy_runs(
@@ -86,6 +86,14 @@ def test_submission_is_the_merge_of_the_heads_mean_probabilities(runs_dir, sampl
         alone.append(pd.read_csv(runs / "probabilities.csv")[PROBABILITIES[5:]].to_numpy())
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
     np.testing.assert_allclose(np.mean(alone, axis=0), heads[2], atol=2e-5)
+    folders = [tmp_path / "fold0", tmp_path / "fold3"]
+    shutil.rmtree(folders[1] / "gender_fold1")
+    (folders[1] / "gender_fold1").symlink_to(folders[0] / "gender_fold1", True)
+    out = run_ok("test.py", "--data-dir", sample_dir, "--runs", *folders,
+                 "--output", tmp_path / "votes/submission.csv")  # fmt: skip
+    assert "networks: 2 mask, 1 gender, 2 age" in out
+    both = pd.read_csv(tmp_path / "votes/probabilities.csv")[PROBABILITIES].to_numpy()
+    np.testing.assert_allclose(both, np.concatenate(heads, axis=1), atol=2e-5)
 
 
 def test_each_head_sees_images_as_its_own_network_needs_them(runs_dir, sample_dir, tmp_path):

@@ -135,27 +135,41 @@ def load_state(network, checkpoint):
         ) from error
 
 
-def find_checkpoints(runs):
-    """Load every fold's best.pth of the three heads under runs: {target: [checkpoint]}.
+def untrained(folder, target):
+    """The InputError for a head without a run in folder, with what was probably meant."""
+    if (Path(folder) / "best.pth").exists():
+        return InputError(f"--runs {folder}: this is one run; name the folder that holds it")
+    if below := sorted(Path(folder).glob(f"*/{target}_fold[0-9]/best.pth")):
+        folders = shlex.join(dict.fromkeys(str(path.parent.parent) for path in below))
+        return InputError(
+            f"{folder}: no {target}_fold<k>/best.pth; try --runs {folders}, or some of these"
+        )
+    command = ["python", "train.py", "--target", target, "--output-dir", str(folder)]
+    return InputError(
+        f"{folder}: no {target}_fold<k>/best.pth; train it with: {shlex.join(command)}"
+    )
 
-    Raises InputError for a head without a run, for a checkpoint of another head, and for heads
-    trained on different crops.
+
+def find_checkpoints(folders):
+    """Load every fold's best.pth of the three heads in folders: {target: [checkpoint]}. A run that
+    is in two of them by a link is there once.
+
+    Raises InputError for a folder without a run, for a head without one in any, for a checkpoint of
+    another head, and for heads trained on different crops.
     """
+    runs = {target: {} for target in HEADS}
+    for folder in folders:
+        its = {target: Path(folder).glob(f"{target}_fold[0-9]/best.pth") for target in HEADS}
+        its = {target: sorted(paths) for target, paths in its.items()}
+        if not any(its.values()):
+            raise untrained(folder, "mask")
+        for target, paths in its.items():
+            runs[target] |= {path.resolve(): path for path in paths}
     found = {}
-    for target in HEADS:
-        paths = sorted(Path(runs).glob(f"{target}_fold[0-9]/best.pth"))
+    for target, paths in runs.items():
         if not paths:
-            if (Path(runs) / "best.pth").exists():
-                raise InputError(f"--runs {runs}: this is one run; name the folder that holds it")
-            if below := sorted(Path(runs).glob(f"*/{target}_fold[0-9]/best.pth")):
-                raise InputError(
-                    f"{runs}: no {target}_fold<k>/best.pth; try --runs {below[0].parent.parent}"
-                )
-            command = ["python", "train.py", "--target", target, "--output-dir", str(runs)]
-            raise InputError(
-                f"{runs}: no {target}_fold<k>/best.pth; train it with: {shlex.join(command)}"
-            )
-        found[target] = [load_checkpoint(path) for path in paths]
+            raise untrained(folders[0], target)
+        found[target] = [load_checkpoint(path) for path in paths.values()]
         for checkpoint in found[target]:
             path = checkpoint["path"]
             if checkpoint["target"] != target:

@@ -199,6 +199,14 @@ def add_precision_arguments(add):
     # fmt: on
 
 
+def add_runs(add):
+    """Add --runs with add, an add_argument method."""
+    add("--runs", nargs="+", default=[config.OUTPUT_DIR], metavar="FOLDER",
+        help="the folders with the runs of train.py; of each head, the mean of all networks in "
+        f"them counts (default: {config.OUTPUT_DIR})"
+    )  # fmt: skip
+
+
 def add_crop_batch_size(add):
     """Add --crop-batch-size with add, an add_argument method."""
     add("--crop-batch-size", type=positive_int, default=config.CROP_BATCH_SIZE,

@@ -13,10 +13,11 @@ networks  {output: what it is the mean of, each with model, resize, tta, and sha
 """
 
 import json
+import shlex
 from pathlib import Path
 
 from config import config
-from utils.cli import ArgumentParser, InputError, answer_early, run
+from utils.cli import ArgumentParser, InputError, add_runs, answer_early, run
 
 FORMAT = 1
 LIMIT = 2**31  # bytes of a file that is one message of Protocol Buffers
@@ -25,7 +26,7 @@ LIMIT = 2**31  # bytes of a file that is one message of Protocol Buffers
 def get_args_parser():
     parser = ArgumentParser(
         "python -m utils.export",
-        description="Export the three heads, the mean of all folds each, to one ONNX file. Its "
+        description="Export the three heads, the mean of all runs each, to one ONNX file. Its "
         "input, images, is uint8 (N, side, side, 3), RGB; where networks were trained at several "
         "sizes, there is an input for each, images_112 and images_224 for example, for the same "
         "crops: a small image isn't to be had from a resized one. Its outputs are mask, gender and "
@@ -33,8 +34,7 @@ def get_args_parser():
     )
     # fmt: off
     add = parser.add_argument
-    add("--runs", default=config.OUTPUT_DIR,
-        help="folder with the runs of train.py (default: %(default)s)")
+    add_runs(add)
     add("--output", type=Path, default=Path("model.onnx"), metavar="FILE",
         help="the model, a .onnx (default: %(default)s)")
     add("--tta", choices=config.TTAS,
@@ -167,14 +167,14 @@ def check_packages():
         )
 
 
-def check_size(checkpoints, runs):
-    """Raise InputError where checkpoints, from the folder runs, are too much for one file."""
+def check_size(checkpoints, folders):
+    """Raise InputError where checkpoints, from the runs in folders, are too much for one file."""
     folds = [one for its in checkpoints.values() for one in its]
     size = sum(weight.nbytes for one in folds for weight in one["network"].values())
     if size > LIMIT:
         raise InputError(
-            f"--runs {runs}: {len(folds)} networks of {size / 1e9:.1f} GB, and an ONNX file holds "
-            f"{LIMIT / 1e9:.1f}; export from a folder with fewer folds"
+            f"--runs {shlex.join(folders)}: {len(folds)} networks of {size / 1e9:.1f} GB, and an "
+            f"ONNX file holds {LIMIT / 1e9:.1f}; export fewer runs"
         )
 
 
