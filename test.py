@@ -157,7 +157,7 @@ def load_views(checkpoints, files, args, device):
 
 @torch.inference_mode()
 def predict(members, loader, views, device, precision):
-    """Softmax of each head for each image, averaged over the head's folds and views.
+    """Softmax of each head for each image, averaged over the head's networks and views.
 
     members: from build_members; loader, views: from load_views.
     Returns {target: float64 (N, classes)}, each row summing to 1.
@@ -294,10 +294,12 @@ def main():
     precision = pick_precision(args.precision, device)
     backend = pick_backend(args.backend, device, precision)
     checkpoints = find_checkpoints(args.runs)
-    if args.age_views and any(fold["augment"] == "none" for fold in checkpoints["age"]):
-        raise InputError(
-            "--age-views: an age head was trained without augmentation, so has no views"
-        )
+    for checkpoint in checkpoints["age"]:
+        if args.age_views and checkpoint["augment"] == "none":
+            raise InputError(
+                f"--age-views: {checkpoint['path']} was trained without augmentation, so has no "
+                "views; leave out one of them"
+            )
     (classify_photos if args.images else submit)(args, checkpoints, device, precision, backend)
 
 

@@ -485,7 +485,8 @@ def test_train_needs_a_target():
 
 TEST_ARGUMENTS = [
     ("--runs nowhere", "nowhere", "python train.py --target mask --output-dir nowhere"),
-    ("--runs {box}/runs nowhere", "nowhere: no mask_fold<k>/best.pth", "train it with"),
+    ("--runs {box}/runs nowhere", "nowhere: no run in it", "leave it out"),
+    ("--runs {box}/runs {box}/runs/age_fold0/best.pth", "--runs", "a file"),
     ("--runs {box}/runs/age_fold0", "--runs", "the folder that holds it"),
     ("--batch-size 0", "--batch-size"),
     ("--age-views -1", "--age-views"),

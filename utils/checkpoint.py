@@ -135,47 +135,67 @@ def load_state(network, checkpoint):
         ) from error
 
 
-def untrained(folder, target):
-    """The InputError for a head without a run in folder, with what was probably meant."""
-    if (Path(folder) / "best.pth").exists():
-        return InputError(f"--runs {folder}: this is one run; name the folder that holds it")
-    if below := sorted(Path(folder).glob(f"*/{target}_fold[0-9]/best.pth")):
-        folders = shlex.join(dict.fromkeys(str(path.parent.parent) for path in below))
-        return InputError(
-            f"{folder}: no {target}_fold<k>/best.pth; try --runs {folders}, or some of these"
-        )
-    command = ["python", "train.py", "--target", target, "--output-dir", str(folder)]
-    return InputError(
-        f"{folder}: no {target}_fold<k>/best.pth; train it with: {shlex.join(command)}"
-    )
-
-
 def find_checkpoints(folders):
-    """Load every fold's best.pth of the three heads in folders: {target: [checkpoint]}. A run that
-    is in two of them by a link is there once.
+    """Load every fold's best.pth of the three heads in folders: {target: [checkpoint]}. A network
+    that is in them more than once, by a copy or a link, counts once.
 
     Raises InputError for a folder without a run, for a head without one in any, for a checkpoint of
     another head, and for heads trained on different crops.
     """
-    runs = {target: {} for target in HEADS}
-    for folder in folders:
-        its = {target: Path(folder).glob(f"{target}_fold[0-9]/best.pth") for target in HEADS}
-        its = {target: sorted(paths) for target, paths in its.items()}
-        if not any(its.values()):
-            raise untrained(folder, "mask")
-        for target, paths in its.items():
-            runs[target] |= {path.resolve(): path for path in paths}
-    found = {}
-    for target, paths in runs.items():
-        if not paths:
-            raise untrained(folders[0], target)
-        found[target] = [load_checkpoint(path) for path in paths.values()]
-        for checkpoint in found[target]:
-            path = checkpoint["path"]
+    runs = {folder: list_checkpoints(folder) for folder in folders}
+    empty = [folder for folder, its in runs.items() if not its]
+    missing = [head for head in HEADS if not any(head in its for its in runs.values())]
+    if empty or missing:
+        raise untrained(folders, empty, missing)
+    found = {head: {} for head in HEADS}
+    crop = None
+    for target in HEADS:
+        for path in (path for its in runs.values() for path in its.get(target, [])):
+            checkpoint = load_checkpoint(path)
             if checkpoint["target"] != target:
                 raise InputError(
                     f"{path}: a checkpoint of the head {checkpoint['target']}; put it in its place"
                 )
-            if checkpoint["crop"] != found["mask"][0]["crop"]:
-                raise InputError(f"{path}: trained on other crops than the mask head; train again")
-    return found
+            crop = crop or checkpoint
+            if checkpoint["crop"] != crop["crop"]:
+                raise InputError(
+                    f"{path}: trained on other crops than {crop['path']}; train it again, or leave "
+                    "its folder out"
+                )
+            found[target].setdefault(checkpoint["digest"], checkpoint)
+    return {target: [*its.values()] for target, its in found.items()}
+
+
+def list_checkpoints(folder):
+    """The checkpoints of the runs in folder, {target: [path by fold]}, without heads of no run."""
+    its = {target: sorted(Path(folder).glob(f"{target}_fold[0-9]/best.pth")) for target in HEADS}
+    return {target: paths for target, paths in its.items() if paths}
+
+
+def untrained(folders, empty, missing):
+    """The InputError for folders, of which those in empty have no run and none has one of the heads
+    in missing: it says what was probably meant.
+    """
+    for folder in map(Path, empty):
+        if folder.is_file():
+            return InputError(f"--runs {folder}: a file; name folders with runs of train.py")
+        if (folder / "best.pth").exists():
+            return InputError(f"--runs {folder}: this is one run; name the folder that holds it")
+    below = [
+        str(path)
+        for folder in folders
+        for path in sorted(Path(folder).glob("*"))
+        if any(head in missing or folder in empty for head in list_checkpoints(path))
+    ]
+    if below:
+        better = shlex.join([folder for folder in folders if folder not in empty] + below)
+        return InputError(
+            f"--runs {shlex.join(folders)}: runs are further down; try --runs {better}, or some of "
+            "these"
+        )
+    if empty and len(folders) > 1:
+        return InputError(f"{empty[0]}: no run in it; leave it out, or correct its name")
+    command = shlex.join(["python", "train.py", "--target", missing[0], "--output-dir", folders[0]])
+    return InputError(
+        f"{', '.join(folders)}: no {missing[0]}_fold<k>/best.pth; train it with: {command}"
+    )

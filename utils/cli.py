@@ -202,8 +202,8 @@ def add_precision_arguments(add):
 def add_runs(add):
     """Add --runs with add, an add_argument method."""
     add("--runs", nargs="+", default=[config.OUTPUT_DIR], metavar="FOLDER",
-        help="the folders with the runs of train.py; of each head, the mean of all networks in "
-        f"them counts (default: {config.OUTPUT_DIR})"
+        help="folders with runs of train.py; each head is the mean of all its networks in them "
+        f"(default: {config.OUTPUT_DIR})"
     )  # fmt: skip
 
 
