@@ -152,7 +152,7 @@ def test_vscode_starts_what_is_there():
         parsed.append(parser.parse_args(one.get("args", [])))
     sample, *trainings, test = parsed
     assert [one.target for one in trainings] == [*config.HEADS]
-    assert {one.output_dir for one in trainings} == {test.runs}
+    assert {one.output_dir for one in trainings} == {*test.runs}
     assert {str(one.data_dir) for one in (*trainings, test)} == {str(sample.output)}
 
 
