@@ -298,7 +298,7 @@ def main():
         if args.age_views and checkpoint["augment"] == "none":
             raise InputError(
                 f"--age-views: {checkpoint['path']} was trained without augmentation, so has no "
-                "views; leave out one of them"
+                "views; leave out --age-views or that run"
             )
     (classify_photos if args.images else submit)(args, checkpoints, device, precision, backend)
 

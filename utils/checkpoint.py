@@ -150,8 +150,8 @@ def find_checkpoints(folders):
     found = {head: {} for head in HEADS}
     crop = None
     for target in HEADS:
-        for path in (path for its in runs.values() for path in its.get(target, [])):
-            checkpoint = load_checkpoint(path)
+        paths = [path for its in runs.values() for path in its.get(target, [])]
+        for path, checkpoint in zip(paths, map(load_checkpoint, paths)):
             if checkpoint["target"] != target:
                 raise InputError(
                     f"{path}: a checkpoint of the head {checkpoint['target']}; put it in its place"
