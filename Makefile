@@ -34,7 +34,7 @@ $(OLDEST)/ready: $(REQUIREMENTS) constraints-oldest.txt
 	touch $@
 
 $(DEMO)/data: | $(VENV)/ready
-	$(BIN)/python -m data.sample --output $(DEMO)/data --people 120 --eval-people 60
+	$(BIN)/python -m ETC.sample --output $(DEMO)/data --people 120 --eval-people 60
 
 demo: $(VENV)/ready $(DEMO)/data
 	$(BIN)/python -m data.crop --data-dir $(DEMO)/data

@@ -75,6 +75,7 @@ from data.dataset import FaceDataset, build_loader
 from data.labels import merge_labels, read_answers, read_info, split_classes
 from data.manifest import crop_folder
 from data.photos import crop_photos, list_photos, reason, refuse_bad_photos
+from ETC.sheet import MAX_PHOTOS, save_sheet
 from models.network import FromPixels, average, fold_batch_norm, load_network
 from models.onnx_runtime import cached_model, load_model, pick_backend
 from utils.checkpoint import find_checkpoints
@@ -89,7 +90,6 @@ from utils.distributed import (
 )
 from utils.files import check_output, write_csv
 from utils.metrics import classification_scores
-from utils.sheet import MAX_PHOTOS, save_sheet
 
 COLUMNS = [f"{target}_{name}" for target, head in config.HEADS.items() for name in head["classes"]]
 
@@ -241,7 +241,7 @@ def submit(args, checkpoints, device, precision, backend):
     print(f"{len(info)} images, networks: {counts}; run by {backend} on {device.type} -> {output}")
     if answers is not None:
         print_scores(answers, classes)
-        from utils.report import write_submission_report  # imports matplotlib, half a second
+        from ETC.report import write_submission_report  # imports matplotlib, half a second
 
         settings = vars(args) | {"runs": shlex.join(args.runs)}
         write_submission_report(*report_path, settings, manifest, folder, probs, answers, classes)

@@ -347,7 +347,7 @@ def main():
         print_epoch(log[-1], classes, speed, time.perf_counter() - start)
     print(f"best valid macro-F1 {best_f1(log):.4f}: {folder / 'best.pth'}")
     if is_first() and not args.no_report:
-        from utils.report import report_run  # imports matplotlib, half a second
+        from ETC.report import report_run  # imports matplotlib, half a second
 
         report_run(folder)
 

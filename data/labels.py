@@ -19,7 +19,7 @@ GENDER_LABELS = {"female": 0, "male": 1}
 
 NO_DATA = (
     "put the competition's data there, name its folder with --data-dir or MAG_DATA_DIR, or draw "
-    "some: python -m data.sample --output input/data"
+    "some: python -m ETC.sample --output input/data"
 )
 
 

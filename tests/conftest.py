@@ -16,7 +16,7 @@ from filelock import FileLock
 os.environ.pop("MAG_CROP_DIR", None)  # else the tests' crops would go there
 
 import utils.cli
-from data.sample import make_sample
+from ETC.sample import make_sample
 
 # Started in the background by a shell script, this process and its children would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

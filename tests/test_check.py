@@ -20,11 +20,11 @@ def data_dir(sample_dir, tmp_path):
 
 
 def check(folder, *arguments, run=run):
-    return run("-m", "data.check", "--data-dir", folder, *arguments)
+    return run("-m", "ETC.check", "--data-dir", folder, *arguments)
 
 
 def page(folder, *arguments):
-    return run_ok("-m", "data.check", "--data-dir", folder, *arguments)
+    return run_ok("-m", "ETC.check", "--data-dir", folder, *arguments)
 
 
 def people_of(folder):
@@ -328,8 +328,8 @@ def test_folder_beside_the_data(data_dir):
 
 
 def test_no_data(tmp_path):
-    assert_refused(check(tmp_path / "nowhere"), "train.csv", "no such file", "data.sample")
-    assert_refused(check(tmp_path), "train.csv", "data.sample")
+    assert_refused(check(tmp_path / "nowhere"), "train.csv", "no such file", "ETC.sample")
+    assert_refused(check(tmp_path), "train.csv", "ETC.sample")
     file = tmp_path / "file"
     file.write_text("")
     assert_refused(check(file), "train.csv")

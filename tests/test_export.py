@@ -1,4 +1,4 @@
-"""The model of utils.export, run without this repository, gives what test.py gives."""
+"""The model of ETC.export, run without this repository, gives what test.py gives."""
 
 import json
 import shutil
@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
+import ETC.export
 import models.onnx_runtime
-import utils.export
 from config import config
 from conftest import assert_refused, run, run_ok
 from models.network import build_network
@@ -75,7 +75,7 @@ def export_and_ask(runs, sample_dir, folder, *options):
     """
     folder.mkdir(exist_ok=True)
     model, submission = folder / "faces.onnx", folder / "submission.csv"
-    printed = run_ok("-m", "utils.export", "--runs", runs, "--output", model, *options)
+    printed = run_ok("-m", "ETC.export", "--runs", runs, "--output", model, *options)
     assert "1 mask, 1 gender, 2 age" in printed
     assert [path.name for path in folder.iterdir()] == [model.name]
     done = subprocess.run(
@@ -140,7 +140,7 @@ def assert_metadata(its, runs):
     assert names[7] == "incorrect, male, 30to59"
     assert names[17] == "normal, female, 60plus"
     assert its == {
-        "format": utils.export.FORMAT,
+        "format": ETC.export.FORMAT,
         "inputs": {"images": 64},
         "resize": "INTER_LINEAR",
         "crop": checkpoint["crop"],
@@ -164,11 +164,11 @@ def assert_shapes(path):
 
 def test_what_cannot_be_exported_is_refused(runs_dir, tmp_path, monkeypatch):
     def refused(*words, runs=runs_dir, output=tmp_path / "new/model.onnx"):
-        done = run("-m", "utils.export", "--runs", runs, "--output", output)
+        done = run("-m", "ETC.export", "--runs", runs, "--output", output)
         assert_refused(done, *words)
         assert not [path for path in tmp_path.rglob("*.onnx") if path.is_file()]
 
-    monkeypatch.setattr(utils.export, "build_model", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(ETC.export, "build_model", lambda *_: pytest.fail("too late"))
     (tmp_path / "file").touch()
     (tmp_path / "folder.onnx").mkdir()
     refused("no mask_fold<k>/best.pth", runs=tmp_path)
@@ -179,7 +179,7 @@ def test_what_cannot_be_exported_is_refused(runs_dir, tmp_path, monkeypatch):
         refused("--output", name, "ends in .onnx", output=tmp_path / name)
     refused("--output", "folder.onnx is there", output=tmp_path / "folder.onnx")
     refused("file/below", "--output", output=tmp_path / "file/below/model.onnx")
-    monkeypatch.setattr(utils.export, "LIMIT", 10**7)
+    monkeypatch.setattr(ETC.export, "LIMIT", 10**7)
     refused("--runs", "4 networks", "fewer runs")
     monkeypatch.setattr(models.onnx_runtime, "PACKAGES", ("onnx", "no_such_package"))
     refused("no_such_package", "requirements-onnx.txt")

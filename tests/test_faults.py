@@ -245,7 +245,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(start, runs_dir, sampl
          5000, ".jpg"),
         (["test.py", "--data-dir", sample_dir, "--runs", runs_dir, "--num-workers", 0,
           "--output", tmp_path / "out/submission.csv"], 1000, "submission.csv"),
-        (["-m", "data.sample", "--output", tmp_path / "drawn", "--people", 6], 5000, ".jpg"),
+        (["-m", "ETC.sample", "--output", tmp_path / "drawn", "--people", 6], 5000, ".jpg"),
     ):  # fmt: skip
         process = start(*command, limit=limit)
         process.join()

@@ -16,8 +16,8 @@ from nbclient import NotebookClient
 from config import config
 from conftest import ROOT
 from data.labels import list_train_images
-from data.quality import brightness, sharpness
-from utils import compare_crops, explore
+from ETC import compare_crops, explore
+from ETC.quality import brightness, sharpness
 
 ETC = ROOT / "ETC"
 SHOTS = ["incorrect_mask", "mask1", "mask2", "mask3", "mask4", "mask5", "normal"]

@@ -13,7 +13,7 @@ from conftest import assert_refused, run, run_ok, spawn
 from data.images import load_image
 from data.labels import merge_labels
 from data.photos import boxes_in, list_photos
-from utils.sheet import COLORS, MAX_PHOTOS, draw_sheet
+from ETC.sheet import COLORS, MAX_PHOTOS, draw_sheet
 
 SETTINGS = {
     "detector": "mtcnn",

@@ -6,16 +6,16 @@ import subprocess
 
 import pytest
 
-import data.check
 import data.crop
-import data.sample
+import ETC.benchmark
+import ETC.check
+import ETC.compare
+import ETC.export
+import ETC.report
+import ETC.sample
+import ETC.scale
 import test
 import train
-import utils.benchmark
-import utils.compare
-import utils.export
-import utils.report
-import utils.scale
 import utils.view_model
 from config import config
 from conftest import ROOT
@@ -26,13 +26,13 @@ PARSERS = {
     "train.py": train.get_args_parser,
     "test.py": test.get_args_parser,
     "-m data.crop": data.crop.get_args_parser,
-    "-m data.check": data.check.get_args_parser,
-    "-m data.sample": data.sample.get_args_parser,
-    "-m utils.benchmark": utils.benchmark.get_args_parser,
-    "-m utils.scale": utils.scale.get_args_parser,
-    "-m utils.compare": utils.compare.get_args_parser,
-    "-m utils.export": utils.export.get_args_parser,
-    "-m utils.report": utils.report.get_args_parser,
+    "-m ETC.check": ETC.check.get_args_parser,
+    "-m ETC.sample": ETC.sample.get_args_parser,
+    "-m ETC.benchmark": ETC.benchmark.get_args_parser,
+    "-m ETC.scale": ETC.scale.get_args_parser,
+    "-m ETC.compare": ETC.compare.get_args_parser,
+    "-m ETC.export": ETC.export.get_args_parser,
+    "-m ETC.report": ETC.report.get_args_parser,
     "-m utils.view_model": utils.view_model.get_args_parser,
 }
 COMMANDS = re.findall(r"python ((?:-m )?[\w.]+) ?([^\n;`#]*)", BLOCKS + README)

@@ -218,7 +218,7 @@ def test_fixed_labels_leave_the_folds_as_they_are(sample_dir, tmp_path):
     given, fixed = tables
     assert fixed["file"].equals(given["file"])
     assert (fixed["age"] == 95 - given["age"]).all()
-    done = run("-m", "utils.compare", tmp_path / "given", tmp_path / "fixed")
+    done = run("-m", "ETC.compare", tmp_path / "given", tmp_path / "fixed")
     assert_refused(done, "--label-fixes")
     # The labels are compared, not the name of the file.
     (tmp_path / "same.csv").write_text(path.read_text())
@@ -295,7 +295,7 @@ def test_compare_tells_a_gain_from_luck(predictions):
     base = predictions("base/s1", 0.6), predictions("base/s2", 0.6, seed=1)
     better = predictions("better/s1", 0.9, seed=2), predictions("better/s2", 0.9, seed=3)
     same = predictions("same", 0.6, seed=4)
-    printed = run_ok("-m", "utils.compare", base[0].parent, better[0].parent, same)
+    printed = run_ok("-m", "ETC.compare", base[0].parent, better[0].parent, same)
     assert printed.count("60 valid people") == 4
     gains, luck = lines_of(printed, better[0].parent), lines_of(printed, same)
     for line in gains:
@@ -322,39 +322,39 @@ def test_compare_takes_links_single_runs_and_unfinished_ones(predictions, tmp_pa
     shutil.copytree(one, other / "old")  # below a folder of runs: no part of it
     config_json = one / "age_fold0/config.json"
     config_json.write_text(config_json.read_text().replace('"epochs": 1', '"epochs": 4'))
-    printed = run_ok("-m", "utils.compare", one, other)
+    printed = run_ok("-m", "ETC.compare", one, other)
     assert f"{one / 'age_fold0'}: stopped after 1 of 4 epochs" in printed
     assert f"{other}: without 6 runs in folders further down" in printed
     mask = lines_of(printed[printed.index("\nmask,") :], other)[0]
     assert "+0.0000  [+0.0000, +0.0000]" in mask
     assert "2 runs" in mask
     assert "2 runs" in lines_of(printed[printed.index("\n18 classes,") :], other)[0]
-    printed = run_ok("-m", "utils.compare", one / "age_fold0", other / "age_fold0")
+    printed = run_ok("-m", "ETC.compare", one / "age_fold0", other / "age_fold0")
     assert "age, 30 valid people" in printed
 
 
 def test_compare_refuses_what_cannot_be_compared(predictions, tmp_path):
     one = predictions("one", 0.6)
     other = predictions("other", 0.6, folds=(0,))
-    assert_refused(run("-m", "utils.compare", one, other), "other valid photos", "other", "fold")
+    assert_refused(run("-m", "ETC.compare", one, other), "other valid photos", "other", "fold")
     mask = predictions("mask", 0.6, targets=["mask"])
-    printed = run_ok("-m", "utils.compare", one, mask)
+    printed = run_ok("-m", "ETC.compare", one, mask)
     assert "\nmask," in printed
     assert f"age: left out, as {mask} has no run of it" in printed
     assert f"{mask}: without 18 classes, as it has not all three heads" in printed
     mixed = predictions("mixed", 0.6, targets=["gender", "age"])
     predictions("mixed/", 0.6, folds=(0,), targets=["mask"])
-    printed = run_ok("-m", "utils.compare", mixed)
+    printed = run_ok("-m", "ETC.compare", mixed)
     assert "without 18 classes, as its heads have other folds" in printed
     both = predictions("both/a", 0.6).parent
-    assert_refused(run("-m", "utils.compare", both, both / "a"), "_fold", "in two sets")
-    assert_refused(run("-m", "utils.compare", one, f"{one}/"), "_fold", "in two sets")
+    assert_refused(run("-m", "ETC.compare", both, both / "a"), "_fold", "in two sets")
+    assert_refused(run("-m", "ETC.compare", one, f"{one}/"), "_fold", "in two sets")
     (one / "mask_fold0").rename(one / "mask_fold7")  # names say nothing, arguments do
     shutil.copytree(one / "mask_fold1", one / "copy")
-    assert_refused(run("-m", "utils.compare", one), "another run of mask, fold 1")
-    assert_refused(run("-m", "utils.compare", one, "--samples", 100_001), "--samples 100001")
+    assert_refused(run("-m", "ETC.compare", one), "another run of mask, fold 1")
+    assert_refused(run("-m", "ETC.compare", one, "--samples", 100_001), "--samples 100001")
     (tmp_path / "nothing").mkdir()
-    assert_refused(run("-m", "utils.compare", tmp_path / "nothing"), "nothing", "valid_predictions")
+    assert_refused(run("-m", "ETC.compare", tmp_path / "nothing"), "nothing", "valid_predictions")
 
 
 def test_a_network_with_an_age_head_starts_from_the_same_weights():

@@ -19,8 +19,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from config.config import HEADS
 from conftest import assert_refused, run, run_ok
 from data.labels import merge_labels, split_classes
-from data.sample import draw_person
-from utils import report
+from ETC import report
+from ETC.sample import draw_person
 from utils.cli import InputError
 from utils.metrics import bootstrap_macro_f1, calibration
 
@@ -96,7 +96,7 @@ def finished_run(table, tmp_path_factory):
     for file, colour in zip(table["file"], colours):
         write_crop(data_dir / "train" / "new_img" / file, np.tile(colour, (30, 24, 1)))
     folder = write_run(tmp_path_factory.mktemp("runs") / "age_fold0", table, data_dir)
-    output = run_ok("-m", "utils.report", folder)
+    output = run_ok("-m", "ETC.report", folder)
     assert str(folder / "report.html") in output
     return folder
 
@@ -134,7 +134,7 @@ def test_predictions_are_read_as_they_were_written(finished_run, table):
 )
 def test_damaged_predictions_are_refused(table, damage, words, tmp_path):
     folder = write_run(tmp_path / "run", damage(table), tmp_path)
-    assert_refused(run("-m", "utils.report", folder), "valid_predictions.csv", *words)
+    assert_refused(run("-m", "ETC.report", folder), "valid_predictions.csv", *words)
     assert not (folder / "report.html").exists()
 
 
@@ -145,7 +145,7 @@ def test_missing_and_damaged_files_are_refused(table, name, content, tmp_path):
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
-    assert_refused(run("-m", "utils.report", folder), folder / name)
+    assert_refused(run("-m", "ETC.report", folder), folder / name)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_missing_and_damaged_files_are_refused(table, name, content, tmp_path):
 def test_a_damaged_log_is_refused(table, change, words, tmp_path):
     folder = write_run(tmp_path / "run", table, tmp_path)
     pd.read_csv(folder / "log.csv").assign(**change).to_csv(folder / "log.csv", index=False)
-    assert_refused(run("-m", "utils.report", folder), "log.csv", "--resume", *words)
+    assert_refused(run("-m", "ETC.report", folder), "log.csv", "--resume", *words)
 
 
 def test_damaged_arguments_are_refused(table, tmp_path):
@@ -168,7 +168,7 @@ def test_damaged_arguments_are_refused(table, tmp_path):
     arguments = json.loads((folder / "config.json").read_text())
     for name, value in (("fold", [1]), ("target", ["age"]), ("target", "ages"), ("crop_dir", 1)):
         (folder / "config.json").write_text(json.dumps({**arguments, name: value}))
-        assert_refused(run("-m", "utils.report", folder), "config.json", "not the arguments")
+        assert_refused(run("-m", "ETC.report", folder), "config.json", "not the arguments")
 
 
 def test_a_lost_crop_is_named(table, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from facenet_pytorch import MTCNN
 
 from conftest import assert_refused, run
-from data import portrait, sample
+from ETC import portrait, sample
 
 PEOPLE = 6
 SHOTS = {"mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal"}
@@ -84,7 +84,7 @@ def test_eval_people_are_others(drawn):
 
 
 def test_same_seed_same_bytes(drawn, tmp_path):
-    done = run("-m", "data.sample", "--output", tmp_path, "--people", 6, "--seed", 1)
+    done = run("-m", "ETC.sample", "--output", tmp_path, "--people", 6, "--seed", 1)
     assert done.returncode == 0, done.stderr
     assert "84 photos" in done.stdout
     assert contents(tmp_path) == contents(drawn)
@@ -108,7 +108,7 @@ def test_other_seed_or_set_other_person():
 
 def test_full_folder_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    assert_refused(run("-m", "data.sample", "--output", tmp_path, "--people", 6), tmp_path)
+    assert_refused(run("-m", "ETC.sample", "--output", tmp_path, "--people", 6), tmp_path)
     assert contents(tmp_path) == {"mine.txt": b"mine"}
 
 
@@ -118,7 +118,7 @@ def test_full_folder_is_refused(tmp_path):
 )
 def test_too_few_people_are_refused(tmp_path, arguments, word):
     output = tmp_path / "new"
-    assert_refused(run("-m", "data.sample", "--output", output, *arguments), word)
+    assert_refused(run("-m", "ETC.sample", "--output", output, *arguments), word)
     assert not output.exists()
 
 

@@ -17,10 +17,10 @@ import torch
 from efficientnet_pytorch import EfficientNet
 
 import data.cache
+import ETC.benchmark
+import ETC.scale
 import models.onnx_runtime
 import test
-import utils.benchmark
-import utils.scale
 from conftest import ROOT, SMALL, assert_refused, run, run_ok
 from data.augment import build_transform
 from data.cache import ImageCache, cache_limit, free_memory
@@ -32,7 +32,7 @@ from utils.cli import InputError
 from utils.device import choose_kernels, compile_network
 
 CPU = torch.device("cpu")
-SCRIPTS = (["train.py"], ["test.py"], ["-m", "data.crop"], ["-m", "utils.benchmark"])
+SCRIPTS = (["train.py"], ["test.py"], ["-m", "data.crop"], ["-m", "ETC.benchmark"])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -240,15 +240,15 @@ def test_benchmark_measures_every_way(sample_dir, tmp_path, monkeypatch):
 
     def measure_in_this_process(benchmark, way, job):
         connection = Namespace(send=results.append)
-        utils.benchmark.measure_here(
+        ETC.benchmark.measure_here(
             benchmark, way, job, connection, multiprocessing.get_start_method()
         )
         return results[-1][0], 1, *results[-1][1:]
 
     # A process of its own for each of twelve ways would take a minute to import torch.
-    monkeypatch.setattr(utils.benchmark, "measure", measure_in_this_process)
+    monkeypatch.setattr(ETC.benchmark, "measure", measure_in_this_process)
     out = run_ok(
-        "-m", "utils.benchmark", "all", "--data-dir", sample_dir, "--images", 6, "--repeats", 1,
+        "-m", "ETC.benchmark", "all", "--data-dir", sample_dir, "--images", 6, "--repeats", 1,
         "--model", "efficientnet-lite0", "--resize", 64, "--batch-size", 3, "--num-workers", 0,
         "--csv", tmp_path / "benchmark.csv",
     )  # fmt: skip
@@ -268,25 +268,25 @@ def test_benchmark_measures_every_way(sample_dir, tmp_path, monkeypatch):
 
 def test_benchmark_measures_in_a_process_of_its_own(sample_dir, tmp_path):
     args = ["crop", "--data-dir", str(sample_dir), "--images", "3", "--num-workers", "1"]
-    args = utils.benchmark.get_args_parser().parse_args(args)
-    job = utils.benchmark.make_job(args, "crop", tmp_path, CPU)
-    seconds, peak, gpu, found = utils.benchmark.measure("crop", "this", job)
+    args = ETC.benchmark.get_args_parser().parse_args(args)
+    job = ETC.benchmark.make_job(args, "crop", tmp_path, CPU)
+    seconds, peak, gpu, found = ETC.benchmark.measure("crop", "this", job)
     assert 0 < seconds < 60
     assert peak > 100
     assert gpu == 0
     assert len(found) == 3
     job.files = [tmp_path / "no_such.jpg"]
     with pytest.raises(InputError, match="crop, limit: failed"):
-        utils.benchmark.measure("crop", "limit", job)
+        ETC.benchmark.measure("crop", "limit", job)
 
 
-@pytest.mark.parametrize("command", [("utils.benchmark", "crop"), ("utils.scale",)])
+@pytest.mark.parametrize("command", [("ETC.benchmark", "crop"), ("ETC.scale",)])
 def test_a_table_that_cannot_be_written_shows_first(command, tmp_path, monkeypatch):
     def too_late(*_, **__):
         pytest.fail("measured before it looked")
 
-    monkeypatch.setattr(utils.benchmark, "make_job", too_late)
-    monkeypatch.setattr(utils.scale, "watch", too_late)
+    monkeypatch.setattr(ETC.benchmark, "make_job", too_late)
+    monkeypatch.setattr(ETC.scale, "watch", too_late)
     assert_refused(run("-m", *command, "--csv", tmp_path), tmp_path, "--csv")
 
 
@@ -295,14 +295,14 @@ def test_ratios_are_taken_within_a_repeat():
     table = pd.DataFrame(
         [("train", way, repeat, 1, 1 / speed, speed, 0, 0)
          for way, its in speeds.items() for repeat, speed in enumerate(its)],
-        columns=utils.benchmark.COLUMNS,
+        columns=ETC.benchmark.COLUMNS,
     )  # fmt: skip
-    summary = utils.benchmark.summary(table)
+    summary = ETC.benchmark.summary(table)
     assert summary.loc["this"].tolist()[:3] == [6, 2, 0.75]
 
 
 def test_scale_repeats_people(sample_dir, tmp_path):
-    utils.scale.repeat_people(sample_dir, tmp_path / "more", 30)
+    ETC.scale.repeat_people(sample_dir, tmp_path / "more", 30)
     table = pd.read_csv(tmp_path / "more/train/train.csv", dtype=str)
     assert len(table) == table["id"].nunique() == table["path"].nunique() == 30
     assert len(pd.read_csv(tmp_path / "more/eval/info.csv")) == 30 * 7

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import data.crop
-import data.sample
+import ETC.sample
 import test
 import train
 from config import config
@@ -85,7 +85,7 @@ def test_heads_have_the_originals_defaults():
         train.get_args_parser(),
         test.get_args_parser(),
         data.crop.get_args_parser(),
-        data.sample.get_args_parser(),
+        ETC.sample.get_args_parser(),
     ],
     ids=lambda parser: parser.prog,
 )
@@ -351,7 +351,7 @@ def test_resume_mends_log_and_config(sample_dir, tmp_path):
     before = files[0].read_bytes()
     for path in files:
         path.write_text("{")
-    assert_refused(run("-m", "utils.report", tmp_path / "mask_fold0"), "config.json", "--resume")
+    assert_refused(run("-m", "ETC.report", tmp_path / "mask_fold0"), "config.json", "--resume")
     run_ok(*command, "--resume")
     assert files[0].read_bytes() == before
     assert json.loads(files[1].read_text())["target"] == "mask"

@@ -144,7 +144,7 @@ def test_versions_agree():
 def test_vscode_starts_what_is_there():
     launch = json.loads((ROOT / ".vscode/launch.json").read_text())["configurations"]
     commands = [one.get("program") or f"-m {one['module']}" for one in launch]
-    assert commands == ["-m data.sample", "train.py", "train.py", "train.py", "test.py"]
+    assert commands == ["-m ETC.sample", "train.py", "train.py", "train.py", "test.py"]
     parsed = []
     for one, command in zip(launch, commands):
         name = command.removeprefix("-m ").removesuffix(".py")

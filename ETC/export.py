@@ -1,4 +1,4 @@
-"""All networks in one ONNX file, to serve without this repository: `python -m utils.export`
+"""All networks in one ONNX file, to serve without this repository: `python -m ETC.export`
 
 The file takes crops of faces to probabilities and the official class; all else that is to be known
 stands in its metadata, each value as JSON:
@@ -25,7 +25,7 @@ LIMIT = 2**31  # bytes of a file that is one message of Protocol Buffers
 
 def get_args_parser():
     parser = ArgumentParser(
-        "python -m utils.export",
+        "python -m ETC.export",
         description="Export the three heads, the mean of all runs each, to one ONNX file. Its "
         "input, images, is uint8 (N, side, side, 3), RGB; where networks were trained at several "
         "sizes, there is an input for each, images_112 and images_224 for example, for the same "
@@ -162,7 +162,7 @@ def check_packages():
     """Raise InputError where packages are missing."""
     if missing_packages():
         raise InputError(
-            f"utils.export: {' and '.join(missing_packages())} not installed; "
+            f"ETC.export: {' and '.join(missing_packages())} not installed; "
             "python -m pip install -r requirements-onnx.txt"
         )
 

@@ -1,4 +1,4 @@
-"""Does the cost of an image grow with their number? `python -m utils.scale`
+"""Does the cost of an image grow with their number? `python -m ETC.scale`
 
 Crops, trains an epoch on and predicts ever larger sets of photos, by the commands that users run,
 each in a process of its own whose start counts. The photos are drawn people, many times over.
@@ -29,7 +29,7 @@ DRAWN = 60  # people
 
 def get_args_parser():
     parser = ArgumentParser(
-        "python -m utils.scale", description="Measure whether the cost of an image grows."
+        "python -m ETC.scale", description="Measure whether the cost of an image grows."
     )
     add = parser.add_argument
     # fmt: off
@@ -51,8 +51,8 @@ if __name__ == "__main__":
 import pandas as pd
 import psutil
 
-from data.sample import SHOTS
-from utils.benchmark import resident
+from ETC.benchmark import resident
+from ETC.sample import SHOTS
 from utils.files import check_file, write_csv
 
 
@@ -108,7 +108,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         drawn, runs = folder / "drawn", folder / "runs"
-        watch("-m", "data.sample", "--output", drawn, "--people", DRAWN)
+        watch("-m", "ETC.sample", "--output", drawn, "--people", DRAWN)
         for head in config.HEADS:  # for test.py
             watch(*train, head, "--data-dir", drawn, "--output-dir", runs)
         for wanted in args.images:

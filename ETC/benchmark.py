@@ -1,6 +1,6 @@
 """How fast? The original's way against this repository against the machine's limit, in one run.
 
-python -m utils.benchmark all
+python -m ETC.benchmark all
 
 Each measurement is made in a fresh process, after a warm-up; the ways take turns, and what is
 printed are medians. The original's way is rebuilt here from its description: one full-size photo at
@@ -43,7 +43,7 @@ COLUMNS = ("benchmark", "way", "repeat", "images", "seconds", "images_per_s", "p
 
 def get_args_parser():
     parser = ArgumentParser(
-        "python -m utils.benchmark",
+        "python -m ETC.benchmark",
         description="Measure the original's way, this repository and the machine's limit.",
     )
     add = parser.add_argument
@@ -81,10 +81,10 @@ import torch
 
 from data.crop import crop_images
 from data.labels import list_train_images
-from data.sample import make_sample
+from ETC.sample import make_sample
+from ETC.ways import CROP, WAYS, available
 from utils.device import choose_kernels, pick_device, pick_precision, precision_name
 from utils.files import check_file, write_csv
-from utils.ways import CROP, WAYS, available
 
 
 def measure_here(benchmark, way, job, connection, start_method):

@@ -1,4 +1,4 @@
-"""Tell a gain from luck: `python -m utils.compare RUNS_A RUNS_B`
+"""Tell a gain from luck: `python -m ETC.compare RUNS_A RUNS_B`
 
 Compares sets of runs by what they predicted for the same valid people. A set is a run, a
 folder of runs, or of several such folders, one a seed for example.
@@ -16,7 +16,7 @@ MAX_SAMPLES = 100_000
 
 def get_args_parser():
     parser = ArgumentParser(
-        "python -m utils.compare",
+        "python -m ETC.compare",
         description="Compare sets of runs on the same valid people, each set with the first one.",
     )
     # fmt: off
@@ -39,8 +39,8 @@ import numpy as np
 import pandas as pd
 
 from data.labels import merge_labels
+from ETC.report import read_arguments, read_log, read_predictions
 from utils.metrics import bootstrap_macro_f1, classification_scores
-from utils.report import read_arguments, read_log, read_predictions
 
 KEYS = ["fold", "file", "person", "label"]
 

@@ -1,6 +1,6 @@
-"""Portraits of people who don't exist, for data.sample: head and shoulders, masked or not.
+"""Portraits of people who don't exist, for ETC.sample: head and shoulders, masked or not.
 
-Gender and age show in many places, most of them above the mask. Units are those of data.canvas.
+Gender and age show in many places, most of them above the mask. Units are those of ETC.canvas.
 """
 
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
-from data.canvas import (
+from ETC.canvas import (
     FRAME,
     HEIGHT,
     MARGIN,

@@ -1,6 +1,6 @@
-"""A run, or a submission with known answers, as one HTML file: `python -m utils.report RUN ...`.
+"""A run, or a submission with known answers, as one HTML file: `python -m ETC.report RUN ...`.
 
-utils/report.html is its template. Without JavaScript it still shows all but the photos.
+ETC/report.html is its template. Without JavaScript it still shows all but the photos.
 """
 
 import base64
@@ -15,7 +15,7 @@ from utils.cli import ArgumentParser, InputError, answer_early, run
 
 def get_args_parser():
     parser = ArgumentParser(
-        "python -m utils.report",
+        "python -m ETC.report",
         description="Write report.html, curves.png and confusion.png of runs into their folders.",
     )
     parser.add_argument(

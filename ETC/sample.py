@@ -1,8 +1,8 @@
 """Draw a data set in the competition's layout, to try the repository with.
 
-    python -m data.sample --output input/data --people 120 --seed 777
+    python -m ETC.sample --output input/data --people 120 --seed 777
 
-The repository ships no photographs: data.portrait draws the people.
+The repository ships no photographs: ETC.portrait draws the people.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from data.labels import GENDER_LABELS, SHOT_LABELS, age_labels, merge_labels
-from data.portrait import SHOTS, draw_shot, draw_traits
+from ETC.portrait import SHOTS, draw_shot, draw_traits
 from utils.cli import ArgumentParser, InputError, positive_int, run
 from utils.cli import seed as seed_type
 from utils.files import atomic_write, make_folder, write_csv
@@ -110,7 +110,7 @@ def make_sample(output, people, eval_people, seed):
 
 def get_args_parser():
     parser = ArgumentParser(
-        "python -m data.sample", description="Draw a data set in the competition's layout."
+        "python -m ETC.sample", description="Draw a data set in the competition's layout."
     )
     # fmt: off
     add = parser.add_argument

@@ -1,4 +1,4 @@
-"""Say on one page what is in a data directory, and what is wrong with it: `python -m data.check`.
+"""Say on one page what is in a data directory, and what is wrong with it: `python -m ETC.check`.
 
 It writes nothing.
 """
@@ -26,7 +26,7 @@ from utils.cli import (
 
 def get_args_parser():
     parser = ArgumentParser(
-        "python -m data.check",
+        "python -m ETC.check",
         description="Say on one page what is in a data directory: people, classes, photos, crops, "
         "and labels that can't be true. Exit status 0 if train.py and test.py can start with it, "
         "else 2 and a line that says why; odd labels are only told. Of train/ and eval/, one may "

@@ -1,4 +1,4 @@
-"""What utils.benchmark measures: the original's way, this repository's and the limit.
+"""What ETC.benchmark measures: the original's way, this repository's and the limit.
 
 Each way is a function of the job, a Namespace with the arguments, the device, the precision and the
 files of photos or crops. It prepares, and returns the function that does the work.

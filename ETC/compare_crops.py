@@ -9,8 +9,8 @@ import pandas as pd
 from config import config
 from data.crop import build_detector, center_box, equal_size_batches, find_boxes
 from data.manifest import BOX
+from ETC.explore import draw_box, draw_nothing, picture_grid
 from utils.cli import InputError
-from utils.explore import draw_box, draw_nothing, picture_grid
 
 
 def compare_ways(ways, images, device):

@@ -1,4 +1,4 @@
-"""The canvas of data.portrait: its units, and shapes with soft edges painted on it.
+"""The canvas of ETC.portrait: its units, and shapes with soft edges painted on it.
 
 Lengths are in face units unless a comment says px: 1 is half the width of a face, the origin lies
 midway between the eyes, x grows to the right and y downwards. Colours are RGB from 0 to 255.

@@ -15,8 +15,8 @@ from config import config
 from data.augment import apply_transform, build_transform
 from data.images import load_image
 from data.labels import GENDER_LABELS, class_names, head_labels, merge_labels
-from data.quality import brightness, sharpness
-from data.sample import make_sample
+from ETC.quality import brightness, sharpness
+from ETC.sample import make_sample
 from utils.plots import BLUE, GREEN, ORANGE
 
 # By the labels of the heads.
@@ -69,7 +69,7 @@ def count_misses(photos):
 
 
 def measure(photos, source):
-    """Add the columns brightness and sharpness, see data.quality, of the photos source/<file>."""
+    """Add the columns brightness and sharpness, see ETC.quality, of the photos source/<file>."""
 
     def measure_one(file):
         image = load_image(Path(source, file))
