@@ -1,10 +1,9 @@
-# make demo    sample data, crops, three heads, submission, score (no photos or GPU needed)
+# make demo    draw people, crop, train three heads, submit, score (no photos or GPU needed)
 # make test    all tests
 # make test-oldest, make test-newest
-#              the same with the oldest versions that the requirements allow, the newest there are
-# make soak    the tests with kills and mutated files many times over
-# make lint    style and format
-# make clean   remove what these made, the environments included
+#              all tests with the oldest versions that the requirements allow, or the newest there are
+# make lint    check style and format
+# make clean   remove everything these made, the environments included
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +19,7 @@ DEMO := demo
 TRAIN := $(BIN)/python train.py --data-dir $(DEMO)/data --output-dir $(DEMO)/runs --overwrite \
 	--model efficientnet-lite0 --resize 112 --lr 3e-4 --batch-size 16
 
-.PHONY: demo test test-oldest test-newest soak lint clean
+.PHONY: demo test test-oldest test-newest lint clean
 
 # Real files, newer than what they were made from: made again only when the requirements change.
 $(VENV)/ready: $(REQUIREMENTS) constraints.txt
@@ -55,9 +54,6 @@ test-newest:
 	$(PYTHON) -m venv --clear $(NEWEST)
 	$(NEWEST)/bin/pip install -r requirements-dev.txt
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(TEST)
-
-soak: $(VENV)/ready
-	SOAK=1 $(BIN)/python -m pytest tests/test_faults.py tests/test_fuzz.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -9,14 +9,14 @@ from models.focal_loss import focal_loss
 
 
 def label_smoothing_loss(logits, targets, smoothing=0.1):
-    """Cross-entropy against targets of which the share smoothing is spread over all classes."""
+    """Cross-entropy with a share of each target, smoothing, spread evenly over all classes."""
     return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
 def soft_f1_loss(logits, targets):
     """1 - macro-F1 of the softmax probabilities, in [0, 1].
 
-    Each probability counts as that share of a prediction: per class F1 = 2 TP / (2 TP + FP + FN),
+    A probability counts as that share of a prediction: per class F1 = 2 TP / (2 TP + FP + FN), and
     0 for a class with neither targets nor probability, as in scikit-learn.
     """
     probabilities = logits.softmax(dim=1)
@@ -38,13 +38,13 @@ LOSSES = {
     "label_smoothing": label_smoothing_loss,
     "f1": soft_f1_loss,
     "ce_f1": ce_f1_loss,
-    "age_distribution": age_distribution_loss,  # logits and targets are of ages, see there
+    "age_distribution": age_distribution_loss,  # its logits and targets are ages in years
 }
 
 
 def build_loss(name, gamma=2.0, smoothing=0.1, sigma=3.0):
-    """Return one of LOSSES with its options filled in: gamma of focal, smoothing of
-    label_smoothing, sigma of age_distribution.
+    """One of LOSSES with its options: gamma of focal, smoothing of label_smoothing, sigma of
+    age_distribution.
     """
     options = {
         "focal": {"gamma": gamma},

@@ -1,58 +1,21 @@
-"""Say on one page what is in a data directory, and what is wrong with it: `python -m ETC.check`.
+"""Say on one page what is in a data directory and what is wrong with it: `python -m ETC.check`.
 
 It writes nothing.
 """
 
-import contextlib
 import hashlib
-import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
-from config import config
-from utils.cli import (
-    ArgumentParser,
-    InputError,
-    add_data_arguments,
-    answer_early,
-    natural_int,
-    printable,
-    run,
-)
-
-
-def get_args_parser():
-    parser = ArgumentParser(
-        "python -m ETC.check",
-        description="Say on one page what is in a data directory: people, classes, photos, crops, "
-        "and labels that can't be true. Exit status 0 if train.py and test.py can start with it, "
-        "else 2 and a line that says why; odd labels are only told. Of train/ and eval/, one may "
-        "be missing, unless --split names it.",
-    )
-    # fmt: off
-    add = parser.add_argument
-    add_data_arguments(add)
-    add("--split", choices=("train", "eval", "both"), default="both",
-        help="which photos (default: %(default)s)")
-    add("--quick", action="store_true",
-        help="read only the photos' headers: neither damage further inside nor identical photos "
-        "are found (default: decode and compare all)")
-    add("--num-workers", type=natural_int, default=config.NUM_WORKERS,
-        help="photos read at the same time (default: one a core, up to 4: %(default)s)")
-    # fmt: on
-    return parser
-
-
-if __name__ == "__main__":
-    answer_early(get_args_parser())  # pandas alone takes half a second
-
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from data.images import load_image, open_image, upright_size
+from config import config
+from data.crop import crop_folder, fingerprint, finished_crops, read_record
+from data.images import load_image, open_image, orientation
 from data.labels import (
     GENDER_LABELS,
     age_labels,
@@ -63,36 +26,39 @@ from data.labels import (
     merge_labels,
     read_info,
 )
-from data.manifest import CROP_FOLDERS, crop_folder, fingerprint, read_manifest
+from utils import cli
+from utils.cli import InputError
 
-SHOWN = 20  # of what is found, for the page to stay one
-# The folders' names in the competition's data, 000523_female_Asian_51, repeat the labels.
+SHOWN = 20  # lines of each kind, to keep it one page
+# The competition's folder names, such as 000523_female_Asian_51, repeat the labels.
 FOLDER_NAME = r"^(?P<id>[^_]+)_(?P<gender>female|male)_.*_0*(?P<age>\d+)$"
 AGE_GROUPS = "under 30", "30 to 59", "60 and over"
 MASKS = "not worn", "worn", "incorrect"  # by label of the mask head
+METHODS = {"mtcnn": "by mtcnn", "center": "without a face (cropped centrally)"}
 SCRIPTS = {"train": "train.py", "eval": "test.py"}
 TABLES = {"train": "train/train.csv", "eval": "eval/info.csv"}
-WITHOUT = {
-    "train": "test.py can use runs that were trained elsewhere",
-    "eval": "train.py can start; test.py has nothing to submit for, but takes photos: --images",
-}
-OTHER_LAYOUT = {
-    "train": "labels are read from train/train.csv, not from folders: write it with the columns "
-    "id,gender,age,path, one row a person; path is the person's folder in train/images, with "
-    "photos named normal, incorrect_mask, mask1, mask2 ..",
-    "eval": "write eval/info.csv with the columns ImageID,ans, one row an image of eval/images, "
-    "ans 0; or give them to test.py --images",
+HOW_TO_WRITE = {
+    "train": "columns id,gender,age,path, one row a person; path is the person's folder in "
+    "train/images, with photos named normal, incorrect_mask, mask1 ..",
+    "eval": "columns ImageID,ans, one row an image of eval/images, ans 0; any photos can be "
+    "classified with python -m ETC.predict",
 }
 
 
 def read_part(data_dir, split):
-    """What train.py or test.py reads before it starts: a table with the column file, relative to
-    the images folder, one row a photo; for train, see list_train_images.
+    """What train.py or test.py reads before it starts: a table with a row a photo and the column
+    file, relative to the images folder; for train, see list_train_images.
 
-    Raises InputError as they do, and where the layout is another one, with what to do.
+    Raises InputError as they do and, if there are photos without a table, with how to write it.
     """
-    if not os.path.exists(data_dir / TABLES[split]):
-        explain_layout(data_dir, split)
+    table, folder = data_dir / TABLES[split], data_dir / split
+    if not table.exists():
+        photos = filter(is_photo, (folder if folder.exists() else data_dir).rglob("*"))
+        if photo := next(photos, None):
+            raise InputError(
+                f"{table}: no such file, but photos in {photo.parent}; name the folder that holds "
+                f"train/ and eval/ with --data-dir, or write the table: {HOW_TO_WRITE[split]}"
+            )
     if split == "eval":
         return read_info(data_dir).rename(columns={"ImageID": "file"})
     images = list_train_images(data_dir)
@@ -100,68 +66,49 @@ def read_part(data_dir, split):
     return images
 
 
-def explain_layout(data_dir, split):
-    """Raise InputError if the table of a split is in a folder nearby, or photos without it are."""
-    if not os.path.isdir(data_dir):
-        return
-    here = data_dir.absolute()
-    for folder in (here.parent, *sorted(here.iterdir())):
-        if os.path.isfile(folder / TABLES[split]):
-            raise InputError(f"{data_dir}: not the data directory; try --data-dir {folder}")
-    others = {*CROP_FOLDERS.values(), *(name for name in TABLES if name != split)}
-    photos = [
-        path
-        for path in islice(data_dir.rglob("*"), 100_000)  # never of a whole disk
-        if is_photo(path) and others.isdisjoint(path.relative_to(data_dir).parts)
-    ]
-    if photos:
-        folder, count = Counter(path.parent for path in photos).most_common(1)[0]
-        raise InputError(
-            f"{data_dir / TABLES[split]}: no such file, but photos, {count} of them in {folder}; "
-            f"{OTHER_LAYOUT[split]}"
-        )
-
-
 def inspect(path, quick):
-    """What a photo is: ("JPEG RGB", (width, height), SHA-256 of the file).
-
-    quick: read the header only; the hash is None. Raises InputError when it can't be read.
+    """What a photo is, such as "384 x 512, JPEG RGB"; the SHA-256 of the file, None if quick, which
+    reads only the header; and None. If it can't be read: None, None and why.
     """
-    with open_image(path) as image:
-        kind = f"{image.format} {image.mode}"
-    if quick:
-        return kind, upright_size(path), None
-    height, width, _ = load_image(path).shape
-    return kind, (width, height), hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        with open_image(path) as image:
+            kind = f"{image.format} {image.mode}"
+            width, height = image.size[::-1] if orientation(image) >= 5 else image.size
+        if not quick:
+            load_image(path)
+    except InputError as error:
+        return None, None, str(error).removeprefix(f"{path}: ")
+    digest = None if quick else hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"{width} x {height}, {kind}", digest, None
 
 
-def inspect_all(paths, quick, workers):
-    """inspect of each path: ({path: its result}, {path that can't be read: why})."""
-
-    def try_to(path):
-        try:
-            return inspect(path, quick)
-        except InputError as error:
-            return str(error).removeprefix(f"{path}: ")
-
+def inspect_all(data_dir, parts, quick, workers):
+    """A DataFrame with a row a photo of parts, {split: table of read_part}: split; file; name,
+    relative to data_dir; and kind, digest and why of inspect.
+    """
+    photos = pd.concat(part[["file"]].assign(split=split) for split, part in parts.items())
+    photos["name"] = [
+        Path(split, "images", file).as_posix()
+        for split, file in zip(photos["split"], photos["file"])
+    ]
+    paths = [data_dir / name for name in photos["name"]]
     with ThreadPoolExecutor(max(1, workers)) as pool:  # Pillow decodes without Python's lock
-        results = pool.map(try_to, paths)
-        found = dict(zip(paths, tqdm(results, "check", len(paths), unit="photos", disable=None)))
-    bad = {path: why for path, why in found.items() if isinstance(why, str)}
-    return {path: result for path, result in found.items() if path not in bad}, bad
+        results = pool.map(lambda path: inspect(path, quick), paths)
+        found = list(tqdm(results, "check", len(paths), unit="photos", disable=None))
+    photos["kind"], photos["digest"], photos["why"] = zip(*found)
+    return photos
 
 
-def suspicious_labels(people):
-    """A line for each label that something else in the table contradicts: a folder's name, or the
-    same id, up to its -, given again. people: rows of list_train_images, one a person.
+def suspicious_labels(images):
+    """A line for each label that contradicts the folder's name or another row of the same id, up to
+    its hyphen. images: from list_train_images.
     """
-    found = []
-    told = people["path"].map(os.path.normpath).map(os.path.basename).str.extract(FOLDER_NAME)
-    for column in told:
-        here = people[column].astype(str)
-        for row in np.flatnonzero(told[column].notna() & (told[column] != here)):
-            path = people["path"].iloc[row]
-            found.append(f"{path}: {column} is {here.iloc[row]} in train.csv")
+    found, people = [], images.drop_duplicates("path")
+    named = people["path"].map(os.path.normpath).map(os.path.basename).str.extract(FOLDER_NAME)
+    for column in named:
+        listed = people[column].astype(str)
+        for row in np.flatnonzero(named[column].notna() & (named[column] != listed)):
+            found.append(f"{people['path'].iloc[row]}: {column} is {listed.iloc[row]} in train.csv")
     for group, rows in people.groupby("group"):
         for column in ("gender", "age"):
             if rows[column].nunique() > 1:
@@ -170,39 +117,15 @@ def suspicious_labels(people):
     return found
 
 
-def identical_photos(photos, owners, data_dir):
+def identical_photos(photos):
     """A line for each set of files with the same bytes, those in both train and eval first.
 
-    photos: {path: result of inspect}; owners: {path: the person's folder}, of train photos.
+    photos: from inspect_all.
     """
-    same = {}
-    for path, (_, _, digest) in photos.items():
-        same.setdefault(digest, []).append(path)
-    found = []
-    for paths in same.values():
-        if len(paths) > 1:
-            people = {owners.get(path) for path in paths}  # None for eval's
-            if None not in people:
-                rank, what = (1, "two people") if len(people) > 1 else (3, "one person")
-            else:
-                rank, what = (0, "train and eval") if len(people) > 1 else (2, "eval")
-            names = " = ".join(path.relative_to(data_dir).as_posix() for path in paths)
-            found.append((rank, f"{what}: {names}"))
-    return [line for _, line in sorted(found)]
-
-
-def unlisted_files(folder, paths):
-    """The files below folder, hidden ones aside, that aren't among paths: a photo that no table
-    names, one of a format that isn't read.
-    """
-    known = set(paths)
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path not in known
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    same = photos[photos["digest"].notna() & photos["digest"].duplicated(keep=False)]
+    groups = [rows for _, rows in same.groupby("digest", sort=False)]
+    groups.sort(key=lambda rows: -rows["split"].nunique())
+    return [" = ".join(rows["name"]) for rows in groups]
 
 
 def print_facts(name, lines):
@@ -211,10 +134,10 @@ def print_facts(name, lines):
 
 
 def print_found(what, lines):
-    """Print how many lines there are, and the first of them."""
+    """Print the number of lines and the first of them."""
     print(f"{what}: {len(lines) or 'none'}")
     for line in lines[:SHOWN]:
-        print(f"  {printable(line)}")
+        print(f"  {cli.printable(line)}")
     if len(lines) > SHOWN:
         print(f"  and {len(lines) - SHOWN} more")
 
@@ -225,21 +148,16 @@ def counted(values):
 
 
 def print_people(images):
-    """Print what rows of list_train_images hold: people, shots, ages and the official classes."""
+    """Print the people, shots, ages and official classes in rows of list_train_images."""
     people = images.drop_duplicates("path")
     print(f"train: {len(people)} people, {len(images)} photos")
-    per_person = images.groupby("path").size()
-    lines = []
-    for count, number in per_person.value_counts().items():
-        first = f", first {per_person.index[per_person == count][0]}" if lines else ""
-        lines.append(f"{number} people with {count}{first}")
-    print_facts("photos a person", lines)
+    print_facts("photos a person", counted(f"with {n}" for n in images.groupby("path").size()))
     print_facts("photos by shot", [", ".join(counted(images["shot"]))])
     masks = [MASKS[label] for label in head_labels(images, "mask")]
     print_facts("photos by mask", [", ".join(counted(masks))])
     ages = people["age"]
     print_facts("ages", [f"{ages.min()} to {ages.max()}, median {ages.median():.0f}"])
-    labels = [head_labels(images, target) for target in config.HEADS]
+    labels = [head_labels(images, target) for target in config.CLASSES]
     counts = np.bincount(merge_labels(*labels), minlength=18)
     columns = (1, 2, 0)  # the competition's order: worn, incorrect, not worn
     header = "".join(f"{MASKS[label]:>11}{'':5}" for label in columns).rstrip()
@@ -253,119 +171,106 @@ def print_people(images):
     print_facts("photos (class)", lines)
 
 
-def print_crops(folder, sources):
-    """Print how many photos are cropped. folder: where their crops would be; sources: {file: its
-    photo}. Raises InputError when the manifest is damaged.
+def print_crops(folder, photos, data_dir):
+    """Print how many of the photos, rows of inspect_all, are cropped. folder: of their crops.
+
+    Raises InputError when the record of the crops is damaged.
     """
-    settings = None
-    with contextlib.suppress(OSError, ValueError):  # read_manifest says what is wrong with it
-        settings = json.loads((folder.parent / "crops.json").read_text(encoding="utf-8"))
-    rows = read_manifest(folder, settings)
-    if not rows:
-        print_facts("crops", ["none yet"])
-        return
-    methods = []
-    for file, path in sources.items():
-        row = rows.get(file)
-        same = row and (row["source_size"], row["source_mtime_ns"]) == fingerprint(path)
-        here = same and (row["method"] == "bad" or os.path.exists(folder / file))
-        methods.append(row["method"] if here else "stale")
-    names = {
-        "center": "without a face (cropped centrally)",
-        "bad": "unreadable",
-        "stale": "not cropped, or changed since",
-    }
-    lines = counted(names.get(method, f"by {method}") for method in methods)
-    settings = settings if isinstance(settings, dict) else {}  # of a file edited by hand
-    others = [
-        f"--{name.replace('_', '-')} {settings.get(name)}"
-        for name in config.CROP_SETTINGS
-        if settings.get(name) != getattr(config, name.upper())
-    ]
-    if others:
-        lines.append(f"made with {' '.join(others)}, which train.py has to be given, too")
+    settings, _ = read_record(folder)
+    files = zip(photos["file"], photos["name"])
+    marks = {file: fingerprint(data_dir / name) for file, name in files}
+    done = finished_crops(folder, settings, marks)
+    methods = [done[file]["method"] if file in done else None for file in marks]
+    lines = counted(METHODS.get(method, "not cropped, or changed since") for method in methods)
+    if settings and settings != {**settings, **config.CROP}:
+        lines.append(f"made with other settings than the defaults: {folder.parent / 'crops.json'}")
     print_facts("crops", lines)
 
 
-def print_part(split, part, photos, sources, crops):
-    """Print what is in train/ or eval/. part: from read_part; photos: {path: inspect's result};
-    sources: {file: path}; crops: the folder where their crops would be.
+def print_part(split, part, photos, crops, data_dir):
+    """Print what is in train/ or eval/. part: from read_part; photos: its rows of inspect_all;
+    crops: the folder of its crops.
     """
     if split == "train":
         print_people(part)
     else:
         print(f"eval: {len(part)} images in info.csv")
-    own = [photos[path] for path in sources.values() if path in photos]
-    sizes = counted(f"of {width} x {height}, {kind}" for kind, (width, height), _ in own)
+    sizes = counted(f"of {kind}" for kind in photos["kind"].dropna())
     more = [f"and {len(sizes) - SHOWN} other sizes"] if len(sizes) > SHOWN else []
     print_facts("photos by size", sizes[:SHOWN] + more)
-    print_crops(crops, sources)
+    print_crops(crops, photos, data_dir)
 
 
-def print_doubts(data_dir, parts, sources, photos, bad, quick):
-    """Print what may be wrong, of all parts: photos, labels, files that no table names."""
-
-    def within(path):
-        return path.relative_to(data_dir).as_posix()
-
-    listed = [path for of_part in sources.values() for path in of_part.values()]
-    unlisted = [
-        path for split in parts for path in unlisted_files(data_dir / split / "images", listed)
-    ]
-    print_found("unreadable photos", [f"{within(path)}: {why}" for path, why in bad.items()])
-    tables = " and ".join(TABLES[split] for split in parts)
-    print_found(f"files not in {tables}", [within(path) for path in unlisted])
-    owners = {}
+def print_doubts(data_dir, parts, photos, quick):
+    """Print what may be wrong with the photos and labels of all parts."""
+    bad = photos[photos["why"].notna()]
+    print_found("unreadable photos", (bad["name"] + ": " + bad["why"]).tolist())
+    listed = {*photos["name"]}
+    paths = (path for split in parts for path in (data_dir / split / "images").rglob("*"))
+    names = sorted(path.relative_to(data_dir).as_posix() for path in paths if path.is_file())
+    unlisted = [name for name in names if name not in listed and "/." not in name]
+    print_found(f"files not in {' and '.join(TABLES[split] for split in parts)}", unlisted)
     if "train" in parts:
-        train = parts["train"]
-        print_found("suspicious labels", suspicious_labels(train.drop_duplicates("path")))
-        owners = dict(zip(map(sources["train"].get, train["file"]), train["path"]))
+        print_found("suspicious labels", suspicious_labels(parts["train"]))
     if quick:
         print("identical photos: not looked for (--quick)")
     else:
-        print_found("identical photos", identical_photos(photos, owners, data_dir))
+        print_found("identical photos", identical_photos(photos))
+
+
+def get_args_parser():
+    parser = cli.ArgumentParser(
+        "python -m ETC.check",
+        description="Say on one page what is in a data directory and what is wrong with it. Exit "
+        "status 0 if train.py and test.py can start with it, else 2 and a line that says why. One "
+        "of train/ and eval/ may be missing, unless --split names it.",
+    )
+    # fmt: off
+    add = parser.add_argument
+    cli.add_data_arguments(add)
+    add("--split", choices=("train", "eval", "both"), default="both",
+        help="which photos (default: %(default)s)")
+    add("--quick", action="store_true",
+        help="read only the photos' headers, which misses damage further inside and identical "
+        "photos (default: decode and compare all)")
+    add("--num-workers", type=cli.natural_int, default=config.NUM_WORKERS,
+        help="photos read at the same time (default: one a core, up to 4: %(default)s)")
+    # fmt: on
+    return parser
 
 
 def main():
     args = get_args_parser().parse_args()
     data_dir = Path(args.data_dir)
-    there = asked = ["train", "eval"] if args.split == "both" else [args.split]
-    if args.split == "both":
-        there = [split for split in asked if os.path.isdir(data_dir / split)] or ["train"]
+    asked = [*TABLES] if args.split == "both" else [args.split]
+    present = [split for split in asked if os.path.isdir(data_dir / split)] or asked[:1]
     parts, problems = {}, []
-    for split in there:
+    for split in present:
         try:
             parts[split] = read_part(data_dir, split)
         except InputError as error:
             problems.append(str(error))
-    sources = {
-        split: {file: data_dir / split / "images" / file for file in part["file"]}
-        for split, part in parts.items()
-    }
-    paths = [path for of_part in sources.values() for path in of_part.values()]
-    photos, bad = inspect_all(paths, args.quick, args.num_workers)
+    if not parts:
+        raise InputError("; ".join(problems))
+    photos = inspect_all(data_dir, parts, args.quick, args.num_workers)
     for split, part in parts.items():
-        crops = crop_folder(data_dir, args.crop_dir, split)
-        try:
-            print_part(split, part, photos, sources[split], crops)
-        except InputError as error:
-            problems.append(str(error))
-    if parts:
-        for split in asked:
-            if split not in there:
-                print(f"{split}: no folder {data_dir / split} ({WITHOUT[split]})")
-        print_doubts(data_dir, parts, sources, photos, bad, args.quick)
-    for split, of_part in sources.items():
-        if args.skip_bad and not photos.keys() & {*of_part.values()}:
+        own = photos[photos["split"] == split]
+        print_part(split, part, own, crop_folder(data_dir, args.crop_dir, split), data_dir)
+        if args.skip_bad and own["why"].notna().all():
             problems.append(f"{data_dir / split}: not one readable photo")
-    if bad and not args.skip_bad:
-        first = next(iter(bad))
-        hint = f"{len(bad)} unreadable photos in all; --skip-bad does without them"
-        problems.append(f"{first}: {bad[first]} ({hint})")
+    for split in asked:
+        if split not in present:
+            print(f"{split}: no folder {data_dir / split}")
+    print_doubts(data_dir, parts, photos, args.quick)
+    bad = photos[photos["why"].notna()]
+    if len(bad) and not args.skip_bad:
+        first, why = bad[["name", "why"]].iloc[0]
+        hint = f"{len(bad)} unreadable photos in all; --skip-bad leaves them out"
+        problems.append(f"{data_dir / first}: {why} ({hint})")
     if problems:
         raise InputError("; ".join(problems))
     print(f"ready for {' and '.join(SCRIPTS[split] for split in parts)}")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -1,202 +1,143 @@
-"""Tell a gain from luck: `python -m ETC.compare RUNS_A RUNS_B`
+"""Tell a gain from luck: compare sets of runs by their predictions for the same val people.
 
-Compares sets of runs by what they predicted for the same valid people. A set is a run, a
-folder of runs, or of several such folders, one a seed for example.
+python -m ETC.compare RUNS_A RUNS_B
 """
 
 from pathlib import Path
 
-from config.config import HEADS
-from utils.cli import ArgumentParser, InputError, answer_early, positive_int, run
-from utils.cli import seed as seed_type
-
-ALL = "18 classes"
-MAX_SAMPLES = 100_000
-
-
-def get_args_parser():
-    parser = ArgumentParser(
-        "python -m ETC.compare",
-        description="Compare sets of runs on the same valid people, each set with the first one.",
-    )
-    # fmt: off
-    add = parser.add_argument
-    add("sets", nargs="+", metavar="RUNS",
-        help="a run, a folder of runs, or of several such folders, of one seed each, for example "
-        "(no default)")
-    add("--samples", type=positive_int, default=2000,
-        help=f"how often people are resampled for the intervals, up to {MAX_SAMPLES} "
-        "(default: %(default)s)")
-    add("--seed", type=seed_type, default=0, help="of the resampling (default: %(default)s)")
-    # fmt: on
-    return parser
-
-
-if __name__ == "__main__":
-    answer_early(get_args_parser())  # the imports below take seconds
-
 import numpy as np
 import pandas as pd
 
+from config.config import CLASSES
 from data.labels import merge_labels
-from ETC.report import read_arguments, read_log, read_predictions
-from utils.metrics import bootstrap_macro_f1, classification_scores
+from ETC.report import read_run
+from ETC.statistics import INTERVAL, bootstrap_macro_f1, confusion_matrix, macro_f1
+from utils import cli
+from utils.cli import InputError
 
-KEYS = ["fold", "file", "person", "label"]
+ALL = "18 classes"
+NUM_CLASSES = {ALL: 18, **{target: len(classes) for target, classes in CLASSES.items()}}
+PHOTO = ["fold", "file", "person"]
+SAMPLES = 2000  # how often people are resampled for an interval
 
 
 def list_runs(folder):
-    """The runs that a folder is, or else that are in it, or else in the folders in it. Raises
-    InputError where there are none.
+    """The run that folder is, or else the runs in it, or else those in the folders in it. Raises
+    InputError when there are none.
     """
-    found = [
-        sorted(path.parent for path in Path(folder).glob(f"{below}valid_predictions.csv"))
-        for below in ("", "*/", "*/*/")
-    ]
-    for depth, runs in enumerate(found, start=1):
-        if runs:
-            if left_out := sum(map(len, found[depth:])):
-                print(f"{folder}: without {left_out} runs in folders further down")
-            return runs
-    raise InputError(f"{folder}: no runs of train.py (valid_predictions.csv) in it or its folders")
+    for below in ("", "*/", "*/*/"):
+        if paths := sorted(Path(folder).glob(f"{below}val_predictions.csv")):
+            return [path.parent for path in paths]
+    raise InputError(f"{folder}: no runs of train.py (val_predictions.csv) in it or its folders")
 
 
-def check_apart(sets):
-    """Raise InputError when a run is in two of sets, lists of runs. By links, sets may share a
-    head.
+def read_set(folder):
+    """What the runs of a set predicted: {classification: {member: table}}, where a member is a
+    folder of runs and a classification a head or ALL.
+
+    The tables have a row a photo, sorted by fold and file: fold, file, person, and label and
+    predicted as ints. Raises InputError for two runs of a member with the same head and fold.
     """
-    seen = set()
-    for runs in sets:
-        here = {path.resolve(): path for path in runs if not path.is_symlink()}
-        for path in here.keys() & seen:
-            raise InputError(f"{here[path]}: in two sets; by a link to it, sets may share a run")
-        seen |= here.keys()
-
-
-def read_set(runs):
-    """What runs predicted: {member: {target: table}}, a member for each folder of runs. A table has
-    a row a photo, sorted by fold and file: fold, file, person, label and predicted, the latter two
-    as labels of the head.
-
-    Raises InputError for damaged predictions, and for two runs of a member that are of one fold.
-    """
-    members = {}
-    for path in runs:
-        arguments, epochs = read_arguments(path), len(read_log(path))
-        target, fold = arguments["target"], arguments["fold"]
-        if epochs < arguments["epochs"]:
-            print(f"{path}: stopped after {epochs} of {arguments['epochs']} epochs")
-        table = read_predictions(path)[["file", "person", "label", "predicted"]]
-        for column in ("label", "predicted"):
-            table[column] = table[column].map(list(HEADS[target]["classes"]).index)
-        folds = members.setdefault(str(path.parent), {}).setdefault(target, {})
-        if fold in folds:
-            raise InputError(f"{path}: another run of {target}, fold {fold}, in {path.parent}")
-        folds[fold] = table.assign(fold=fold)
-    return {
-        member: {
-            target: pd.concat(folds.values()).sort_values(["fold", "file"], ignore_index=True)
-            for target, folds in heads.items()
-        }
-        for member, heads in members.items()
-    }
-
-
-def merge_heads(member, heads):
-    """The table of the 18 classes from those of a member's three heads, or None, and a line that
-    says so, where they are not all there with the same photos.
-    """
-    tables = [heads.get(target) for target in HEADS]
-    photos = ["fold", "file", "person"]
-    if any(table is None for table in tables):
-        print(f"{member}: without {ALL}, as it has not all three heads")
-        return None
-    if not all(table[photos].equals(tables[0][photos]) for table in tables):
-        print(f"{member}: without {ALL}, as its heads have other folds or photos")
-        return None
-    classes = {
-        name: merge_labels(*(table[name].to_numpy() for table in tables))
-        for name in ("label", "predicted")
-    }
-    return tables[0][photos].assign(**classes)
-
-
-def score(tables, num_classes, samples, seed):
-    """The macro-F1 of each run, one a table and fold, the mean over tables of that of all folds
-    together, and the latter resampled over people, float (samples,).
-    """
-    runs = [
-        classification_scores(fold["label"], fold["predicted"], num_classes)["macro_f1"]
-        for table in tables
-        for _, fold in table.groupby("fold")
-    ]
-    pooled, resampled = [], []
-    for table in tables:
-        columns = [table[name].to_numpy() for name in ("label", "predicted", "person")]
-        pooled.append(classification_scores(*columns[:2], num_classes)["macro_f1"])
-        resampled.append(bootstrap_macro_f1(*columns, num_classes, samples, seed))
-    return np.array(runs), np.mean(pooled), np.mean(resampled, axis=0)
-
-
-def tables_by_classification(runs):
-    """{head or ALL: [(member, table)]} of a set's runs, as read_set and merge_heads give them."""
-    found = {}
-    for member, heads in read_set(runs).items():
-        for name, table in {ALL: merge_heads(member, heads), **heads}.items():
-            if table is not None:
-                found.setdefault(name, []).append((member, table))
+    found = {name: {} for name in NUM_CLASSES}
+    for path in list_runs(folder):
+        arguments, log, table = read_run(path)
+        target, member = arguments["target"], str(path.parent)
+        if len(log) < arguments["epochs"]:
+            print(f"{path}: stopped after {len(log)} of {arguments['epochs']} epochs")
+        table = table.assign(fold=arguments["fold"])[[*PHOTO, "label", "predicted"]]
+        earlier = found[target].get(member, table[:0])
+        if arguments["fold"] in earlier["fold"].to_numpy():
+            raise InputError(
+                f"{path}: {member} has another run of {target}, fold {table['fold'][0]}"
+            )
+        table = pd.concat([earlier, table])
+        found[target][member] = table.sort_values(["fold", "file"], ignore_index=True)
+    for member in dict.fromkeys(member for members in found.values() for member in members):
+        heads = [found[target].get(member) for target in CLASSES]
+        if any(table is None for table in heads):
+            print(f"{member}: no {ALL}, because it lacks a head")
+        elif not all(table[PHOTO].equals(heads[0][PHOTO]) for table in heads):
+            print(f"{member}: no {ALL}, because its heads have different folds or photos")
+        else:
+            merged = {
+                name: merge_labels(*(table[name].to_numpy() for table in heads))
+                for name in ("label", "predicted")
+            }
+            found[ALL][member] = heads[0][PHOTO].assign(**merged)
     return found
 
 
 def check_same(name, sets):
     """Raise InputError unless all tables of a classification have the same photos and labels."""
-    (first, reference), *others = [pair for its in sets for pair in its]
+    (first, reference), *others = [item for members in sets for item in members.items()]
     for member, table in others:
-        if not table[KEYS].equals(reference[KEYS]):
+        if not table[[*PHOTO, "label"]].equals(reference[[*PHOTO, "label"]]):
             raise InputError(
-                f"{member}: other valid photos or labels for {name} than {first}; compare runs of "
+                f"{member}: other val photos or labels for {name} than {first}; compare runs of "
                 "the same folds, --fold-seed, --label-fixes and data"
             )
 
 
+def score(tables, num_classes):
+    """Macro-F1 of a set, from the tables of its members: of each run, a list of floats; of all
+    folds pooled, the mean over members; and the latter resampled over people, float (SAMPLES,).
+    """
+    runs, pooled, resampled = [], [], []
+    for table in tables:
+        for _, fold in table.groupby("fold"):
+            runs.append(macro_f1(confusion_matrix(fold["label"], fold["predicted"], num_classes)))
+        answers = table["label"].to_numpy(), table["predicted"].to_numpy()
+        pooled.append(macro_f1(confusion_matrix(*answers, num_classes)))
+        resampled.append(bootstrap_macro_f1(*answers, table["person"], num_classes, SAMPLES))
+    return runs, np.mean(pooled), np.mean(resampled, axis=0)
+
+
+def print_comparison(name, folders, sets):
+    """Print a line for each set: sets are the {member: table} of one classification."""
+    people = next(iter(sets[0].values()))["person"].nunique()
+    print(f"\n{name}, {people} val people")
+    width, first = max(map(len, folders)) + 2, None
+    for folder, members in zip(folders, sets):
+        runs, pooled, resampled = score(members.values(), NUM_CLASSES[name])
+        deviation = f"{np.std(runs, ddof=1):.4f}" if len(runs) > 1 else "-"
+        line = f"{folder:<{width}}{len(runs):>3} runs{np.mean(runs):>9.4f} +- {deviation:<8}"
+        line += f"{pooled:>8.4f}"
+        if first is None:
+            first = pooled, resampled
+        else:
+            low, high = np.quantile(resampled - first[1], INTERVAL)
+            line += f"{pooled - first[0]:>+10.4f}  [{low:+.4f}, {high:+.4f}]"
+        print(line)
+
+
+def get_args_parser():
+    parser = cli.ArgumentParser(
+        "python -m ETC.compare",
+        description="Compare sets of runs by macro-F1 on the same val people, each set with the "
+        "first.",
+    )
+    sets = "a run, a folder of runs, or a folder of such folders, such as one for each seed"
+    parser.add_argument("sets", nargs="+", metavar="RUNS", help=sets)
+    return parser
+
+
 def main():
     args = get_args_parser().parse_args()
-    if args.samples > MAX_SAMPLES:
-        raise InputError(f"--samples {args.samples}: more than {MAX_SAMPLES}")
-    runs = [list_runs(folder) for folder in args.sets]
-    check_apart(runs)
-    sets = [tables_by_classification(its) for its in runs]
-    names = [name for name in (ALL, *HEADS) if all(name in its for its in sets)]
-    for name in HEADS:
-        lacking = [folder for folder, its in zip(args.sets, sets) if name not in its]
+    sets = [read_set(folder) for folder in args.sets]
+    names = [name for name in NUM_CLASSES if all(found[name] for found in sets)]
+    for name in CLASSES:
+        lacking = [folder for folder, found in zip(args.sets, sets) if not found[name]]
         if 0 < len(lacking) < len(sets):
-            print(f"{name}: left out, as {', '.join(lacking)} has no run of it")
+            print(f"{name}: left out, because {', '.join(lacking)} has no run of it")
     if not names:
-        raise InputError(f"{', '.join(args.sets)}: no head of which each of them has runs")
+        raise InputError(f"{', '.join(args.sets)}: no head of which each of them has a run")
     for name in names:
-        check_same(name, [its[name] for its in sets])
-
-    width = max(map(len, args.sets)) + 2
-    print("macro-F1: mean and deviation of the runs; of all their folds together; the difference")
-    print(f"of the latter to {args.sets[0]} with its 95 % interval over people")
+        check_same(name, [found[name] for found in sets])
+    print("macro-F1: mean +- standard deviation of the runs; of all folds pooled; and the")
+    print(f"difference of the latter from {args.sets[0]} with its 95 % interval over people")
     for name in names:
-        people = sets[0][name][0][1]["person"].nunique()
-        print(f"\n{name}, {people} valid people")
-        num_classes = 18 if name == ALL else len(HEADS[name]["classes"])
-        base = None
-        for folder, its in zip(args.sets, sets):
-            tables = [table for _, table in its[name]]
-            runs, pooled, resampled = score(tables, num_classes, args.samples, args.seed)
-            deviation = f"{runs.std(ddof=1):.4f}" if len(runs) > 1 else "-"
-            line = f"{folder:<{width}}{len(runs):>3} runs{runs.mean():>9.4f} +- {deviation:<8}"
-            line += f"{pooled:>8.4f}"
-            if base is None:
-                base = pooled, resampled
-            else:
-                low, high = np.quantile(resampled - base[1], (0.025, 0.975))
-                line += f"{pooled - base[0]:>+10.4f}  [{low:+.4f}, {high:+.4f}]"
-            print(line)
+        print_comparison(name, args.sets, [found[name] for found in sets])
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

@@ -1,88 +1,82 @@
-"""What ETC/crop_test_img.ipynb shows: ways to find where to crop, on the same photos."""
+"""What ETC/crop_test_img.ipynb shows: where different ways to find a face crop the same photos."""
 
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from config import config
-from data.crop import build_detector, center_box, equal_size_batches, find_boxes
-from data.manifest import BOX
-from ETC.explore import draw_box, draw_nothing, picture_grid
+from data.crop import BOX, crop_box
+from data.detect import build_detector, find_largest_faces
+from ETC.explore import draw_box, picture_grid
+from ETC.keypoints import build_keypoint_rcnn, find_heads
 from utils.cli import InputError
 
 
-def compare_ways(ways, images, device):
-    """Where each way would crop each image, and how long it takes.
+def build_finder(detector, device):
+    """A function from images and min_face_size to faces, as find_largest_faces returns them.
 
-    ways: {name: settings}, as from crop_settings; the detector may be "center", which looks for
-    nothing. images: {file: uint8 RGB array (H, W, 3)}. A way whose weights can't be downloaded is
-    left out, and a line says so.
-    Returns a DataFrame with a row a way and image: way, file, method ("center": no face was found),
-    the box x0 .. y1 in pixels, and ms, milliseconds per image in its batch, reading aside.
+    detector: "mtcnn", "keypoint_rcnn" or, for a function that finds no face, "center".
+    """
+    if detector == "mtcnn":
+        return partial(find_largest_faces, build_detector(device))
+    if detector == "keypoint_rcnn":
+        return partial(find_heads, build_keypoint_rcnn(device))
+    return lambda images, min_face_size: [[] for _ in images]
+
+
+def compare_ways(ways, images, device):
+    """Where each way crops each image, and how long it looks for the face.
+
+    ways: {name: (detector as for build_finder, settings as from crop_settings)}; images: {file:
+    uint8 RGB array (H, W, 3)}. A way whose weights can't be downloaded is left out, and a line
+    says so.
+    Returns a DataFrame, a row a way and image: way, file, method ("center": no face was found), the
+    box x0 .. y1 in pixels, and ms, milliseconds.
     """
     finders = {}
-    for way, settings in ways.items():
+    for way, (detector, _) in ways.items():
         try:
-            finders[way] = way_to_find(settings, device)
+            finders[way] = build_finder(detector, device)
         except InputError as error:
-            print(f"{way} is left out: {error}")
-    sizes = {file: image.shape[1::-1] for file, image in images.items()}
-    batches = list(equal_size_batches(sizes, config.CROP_BATCH_SIZES[device.type]))
+            print(f"left out: {way}: {error}")
     rows = []
-    # The first batch twice: what is slow only once, kernels and memory, is not to count. All ways
-    # take turns: what else the machine does slows all of them.
-    for number, batch in enumerate([batches[0], *batches]):
-        stack = np.stack([images[file] for file in batch])
+    # The first image twice, as the first call of a network is slow. All ways take turns: whatever
+    # else the machine does slows all of them.
+    for number, file in enumerate([next(iter(images)), *images]):
         for way, find in finders.items():
+            detector, settings = ways[way]
             start = time.perf_counter()
-            results = find(stack)
-            ms = (time.perf_counter() - start) / len(batch) * 1000
+            [faces] = find(images[file][None], settings["min_face_size"])
+            ms = (time.perf_counter() - start) * 1000
+            method, face = (detector, faces[0][0]) if faces else ("center", None)
+            box = crop_box(face, images[file].shape[1::-1], settings)
             if number > 0:
-                rows += [
-                    (way, file, method, *box, ms) for file, (method, box, _) in zip(batch, results)
-                ]
+                rows.append((way, file, method, *box, ms))
     return pd.DataFrame(rows, columns=["way", "file", "method", *BOX, "ms"])
 
 
-def way_to_find(settings, device):
-    """A function from images of one size to what find_boxes returns of them."""
-    if settings["detector"] == "center":
-        side = settings["center_size"]
-        return lambda images: [
-            ("center", center_box((image.shape[1], image.shape[0]), side), np.nan)
-            for image in images
-        ]
-    detector = build_detector(settings, device)
-    return lambda images: find_boxes(detector, images, settings)
-
-
 def count_misses(found, photos):
-    """A table with a row a way: how many photos show it no face, by shot and of all, and its mean
-    time in milliseconds.
+    """A table with a row a way: the photos in which it finds no face, by shot and in all, and the
+    milliseconds it takes for a photo.
 
     found: from compare_ways; photos: rows of list_train_images.
     """
-    missed = found.merge(photos[["file", "shot"]], on="file")
-    missed["missed"] = missed["method"] == "center"
-    table = missed.pivot_table(
-        index="way", columns="shot", values="missed", aggfunc="sum", sort=False
-    ).astype(int)
-    by_way = missed.groupby("way", sort=False)
-    table = table[sorted(table.columns)]
-    table["all"] = by_way["missed"].sum()
-    table["of"] = by_way.size()
-    table["ms per photo"] = by_way["ms"].mean().round(1)
-    return table
+    found = found.merge(photos[["file", "shot"]], on="file")
+    missed = (found["method"] == "center").groupby([found["way"], found["shot"]], sort=False)
+    table = missed.sum().unstack().sort_index(axis=1)
+    by_way = found.groupby("way", sort=False)
+    return table.assign(
+        **{"all": table.sum(axis=1), "of": by_way.size(), "ms": by_way["ms"].mean().round(1)}
+    )
 
 
 def draw_ways(found, images):
-    """The images, {file: uint8 RGB array (H, W, 3)}, in a row a way of compare_ways, with the boxes
-    that it would crop them to.
+    """The images, {file: uint8 RGB array (H, W, 3)}, in a row for each way of compare_ways, with
+    the boxes that they are cropped to. Without images, a text instead of a Figure.
     """
     if not images:
-        return draw_nothing()
+        return "there are none"
     boxes = found.set_index(["way", "file"])
     ways = found["way"].unique()
     figure, grid = picture_grid(len(ways), len(images))

@@ -1,6 +1,6 @@
 """Portraits of people who don't exist, for ETC.sample: head and shoulders, masked or not.
 
-Gender and age show in many places, most of them above the mask. Units are those of ETC.canvas.
+Gender and age show in many features, most of them above the mask. Units are those of ETC.canvas.
 """
 
 from types import SimpleNamespace
@@ -30,14 +30,13 @@ from ETC.canvas import (
 
 SHOTS = ("mask1", "mask2", "mask3", "mask4", "mask5", "incorrect_mask", "normal")
 
-
 SKINS = ((240, 208, 184), (232, 192, 162), (220, 174, 138), (196, 144, 106), (156, 106, 76))
 HAIRS = ((28, 24, 24), (44, 30, 24), (78, 50, 32), (112, 74, 44), (150, 116, 78))
 IRISES = ((58, 36, 22), (84, 54, 30), (70, 96, 74), (74, 104, 140))
 LIPS = ((176, 92, 84), (192, 60, 70), (160, 40, 62), (200, 96, 100))
 WHITE_HAIR = np.float32([216, 216, 220])
-# Volume: how far the hair stands off the skull; length: the y it hangs down to, 0 if it does not;
-# curl: how far it swings. The genders overlap a little here; brows, lashes and jaw still tell.
+# Volume: how far hair stands off the skull; length: the y to which it hangs, 0 for short hair;
+# curl: how far strands swing. A few styles are worn by both genders, whose faces still differ.
 STYLES = {  # volume, length, curl, chance for men, chance for women
     "crop": (0.10, 0, 0.01, 0.42, 0.00),
     "quiff": (0.26, 0, 0.02, 0.24, 0.00),
@@ -58,18 +57,18 @@ MASK_SHAPES = {  # the right half, with heights from 0 to 1
     "folded": ((0, -0.08), (0.24, 0), (0.97, 0.28), (0.95, 0.52), (0.5, 0.9), (0, 1.12)),
     "cloth": ((0, -0.04), (0.24, 0), (0.95, 0.2), (0.93, 0.52), (0.6, 0.9), (0, 1.06)),
 }
-# The y of a mask's upper and lower edge, worn right and in the three wrong ways.
+# The y of a mask's upper and lower edge, worn correctly and incorrectly.
 WORN = (0.30, 1.60)
 MISWORN = {"nose out": (0.70, 1.64), "chin": (1.14, 1.76), "eyes": (-0.46, 0.42)}
 
 
 def draw_traits(rng, gender, age):
-    """Choose what stays the same over a person's shots; all that gender and age change is here.
+    """Choose what a person's shots have in common; nothing else depends on gender and age.
 
-    gender: "female" or "male"; age in years; rng: a numpy Generator.
+    gender: "female" or "male"; age: in years; rng: a numpy Generator.
     """
     male = gender == "male"
-    # Steep about 30 and 60, the borders of the classes, and slow in between.
+    # Steep around the borders of the classes, 30 and 60, and nearly flat between them.
     lines = np.interp(age, (26, 34, 55, 65, 80), (0, 0.40, 0.58, 1.0, 1.15))
     grey = np.interp(age, (27, 35, 55, 65, 70), (0, 0.16, 0.30, 0.92, 1.0))
     receding = np.interp(age, (28, 45, 75), (0, 0.12, 0.24) if male else (0, 0.02, 0.08))
@@ -88,11 +87,11 @@ def draw_traits(rng, gender, age):
         dark=skin * (0.46, 0.34, 0.30),  # the shadows and lines of the skin
         style=style,
         hair=np.float32(HAIRS[rng.integers(shades)]),
-        lines=float(lines * rng.uniform(0.9, 1.1)),  # depth of the wrinkles
+        lines=float(lines * rng.uniform(0.9, 1.1)),  # depth of wrinkles
         grey=min(float(grey * rng.uniform(0.9, 1.1)), 1.0),  # share of grey hair
-        receding=receding + rng.uniform(-0.03, 0.05),  # how far the hairline has gone up
-        fringe=0 if male or rng.random() < 0.6 else rng.uniform(0.2, 0.38),  # how low it hangs
-        beard=bristles if male else 0,  # its density
+        receding=receding + rng.uniform(-0.03, 0.05),  # how far the hairline has moved up
+        fringe=0 if male or rng.random() < 0.6 else rng.uniform(0.2, 0.38),  # how far it hangs down
+        beard=bristles if male else 0,  # density
         jaw=rng.uniform(0.76, 0.86) if male else rng.uniform(0.62, 0.72),
         eye=rng.uniform(0.92, 1.04) if male else rng.uniform(1.06, 1.2),
         brow=rng.uniform(0.085, 0.115) if male else rng.uniform(0.035, 0.055),
@@ -102,7 +101,7 @@ def draw_traits(rng, gender, age):
         earring=not male and rng.random() < 0.7,
         clothes=np.float32(rng.uniform(22, 158, 3)),
         collar=rng.uniform(0.0, 0.5),  # depth of the neckline
-        backdrop=rng.uniform(70, 225) + rng.uniform(-22, 22, (2, 3)),  # its upper and lower colour
+        backdrop=rng.uniform(70, 225) + rng.uniform(-22, 22, (2, 3)),  # upper and lower colour
         masks=rng.permutation(len(MASKS))[:5],
         misworn=str(rng.choice(list(MISWORN))),
         texture=int(rng.integers(2**31)),  # the seed of hair, skin and backdrop
@@ -110,9 +109,9 @@ def draw_traits(rng, gender, age):
 
 
 def relief(traits):
-    """The height of a face over the picture, as a sum of hills and hollows."""
+    """The height of a face at each point of the grid, as a sum of hills and hollows."""
     old = traits.lines
-    hills = (  # x, y, x radius, y radius, height; those off the middle come in pairs
+    hills = (  # x, y, x radius, y radius, height; mirrored where x is not 0
         (0.43, -0.01, 0.25, 0.15, -0.11),  # eye sockets
         (0.42, -0.25, 0.32, 0.09, 0.05),  # brows
         (0, 0.12, 0.10, 0.34, 0.17),  # bridge of the nose
@@ -136,14 +135,14 @@ def relief(traits):
 
 
 def shaded(height, light):
-    """How bright a surface is under the light; 1 is usual."""
+    """The brightness of a surface of this height under the light, around 1."""
     slopes = [cv2.Sobel(height, -1, 1 - i, i, scale=UNIT / STEP / 8) for i in range(2)]
     facing = light[2] - light[0] * slopes[0] - light[1] * slopes[1]
     return 0.50 + 0.62 * np.maximum(facing, 0) / np.sqrt(1 + slopes[0] ** 2 + slopes[1] ** 2)
 
 
 def skin_layer(traits, light):
-    """Lit skin; its shadows are redder than the rest, and age makes it blotchy."""
+    """Lit skin: redder in the shadows, and blotchy with age."""
     noise = np.random.default_rng(traits.texture).normal(size=(56, 44)).astype(np.float32)
     blotches = 1 + (0.006 + 0.022 * traits.lines) * cv2.resize(noise, X.shape[::-1])
     shade = shaded(relief(traits), light) * blotches
@@ -151,11 +150,11 @@ def skin_layer(traits, light):
 
 
 def hair_layer(traits, light):
-    """The colour of hair all over the picture: strands, a sheen, and grey from the temples on."""
+    """Hair all over the picture: strands with a sheen, greying from the temples."""
     noise = np.random.default_rng(traits.texture).normal(size=(1, 1024)).astype(np.float32)
-    noise = cv2.GaussianBlur(noise, (0, 0), 2.0)[0] * 2.7  # smooth, and again of deviation 1
+    noise = cv2.GaussianBlur(noise, (0, 0), 2.0)[0] * 2.7  # smooth, scaled back to deviation 1
     swing = STYLES[traits.style][2] * np.sin(5 * Y + 3 * X)
-    angle = np.arctan2(X, Y + 1.9) + swing  # strands run down from a point above the head
+    angle = np.arctan2(X, Y + 1.9) + swing  # strands fan out from a point above the head
     strands = noise[(angle * 130).astype(int) % 1024]
     temples = np.clip(2.5 * np.abs(X) - 1.2, 0, 1) * min(traits.grey, 0.4)
     grey = np.clip(1.2 * traits.grey + 1.2 * temples + 0.3 * traits.grey * strands - 0.1, 0, 1)
@@ -164,8 +163,8 @@ def hair_layer(traits, light):
 
 
 def draw_backdrop(traits, rng):
-    """A wall with a gradient and a few things out of focus."""
-    wall = np.empty((37, 29, 3), np.float32)  # px; enlarging it is what blurs it
+    """A wall with a gradient of light and a few objects out of focus."""
+    wall = np.empty((37, 29, 3), np.float32)  # px; blurred by being enlarged
     wall[:] = np.linspace(*traits.backdrop, 37)[:, None]
     things = np.random.default_rng(traits.texture)
     for _ in range(things.integers(0, 5)):
@@ -202,7 +201,7 @@ def draw_head(image, traits, skin):
 
 
 def draw_ageing(image, traits):
-    """Wrinkles, rings under the eyes and spots."""
+    """Wrinkles, bags under the eyes and spots."""
     rng, depth = np.random.default_rng(traits.texture), min(traits.lines, 1.1)
     half = [
         *(arc((0, y - 0.05), (0.26, y - 0.04), (0.54, y + 0.02)) for y in (-0.47, -0.59, -0.71)),
@@ -212,7 +211,7 @@ def draw_ageing(image, traits):
         arc((0.08, -0.34), (0.06, -0.24), (0.09, -0.14)),  # a frown
         arc((0.40, 1.02), (0.43, 1.12), (0.38, 1.24)),
     ]
-    lines = [line + rng.normal(0, 0.008, 2) for one in half for line in both(one)]
+    lines = [line + rng.normal(0, 0.008, 2) for right in half for line in both(right)]
     width = 0.03 + 0.018 * depth
     glint = np.minimum(traits.skin * 1.12, 255)
     lines = [ribbon(line, width) for line in lines]
@@ -225,12 +224,12 @@ def draw_ageing(image, traits):
 
 
 def draw_eye(image, traits, side, pose):
-    """One eye with its lids; side is -1 or 1."""
+    """An eye with lids and lashes; side: -1 or 1."""
     size, droop, flip = traits.eye, 0.035 * traits.lines, (side, 1)
     inner, outer = (0.43 - 0.21 * size, 0.03), (0.43 + 0.21 * size, droop)
     upper = arc(inner, (0.43, (-0.13 * pose.open + droop) * size), outer)
     lower = arc(inner, (0.43, 0.10 * size), outer)
-    if not traits.male:  # shadow on the lid, and lashes beyond the corner
+    if not traits.male:  # shadow on the lid, and long lashes at the corner
         lid = np.concatenate([upper, upper[::-1] - (0, 0.11)])
         paint(image, lid * flip, traits.skin * (0.55, 0.38, 0.42), 0.03, 0.6)
         lash = arc(outer, np.add(outer, (0.05, -0.04)), np.add(outer, (0.11, -0.10)))
@@ -267,7 +266,7 @@ def draw_brows_and_nose(image, traits, pose):
 
 
 def draw_mouth(image, traits, pose):
-    """Lips, and teeth when the person laughs."""
+    """Lips, and teeth in a broad smile."""
     lift, gap = 0.06 * pose.smile, 0.1 * max(pose.smile - 0.4, 0)
     full = 0.055 if traits.male else 0.085
     right = np.array([0.36 + lift, 0.92 - lift])
@@ -286,7 +285,7 @@ def draw_mouth(image, traits, pose):
 
 
 def draw_beard(image, traits, hair):
-    """Stubble or a beard: the right half, around the mouth and back to the ear."""
+    """Stubble or a beard, around the mouth and up to the ears."""
     outline = [(0.97, 0.1), (0.96, 0.6), (traits.jaw + 0.05, 1.12), (0.38, 1.5), (-0.02, 1.58)]
     outline += [(-0.02, 1.14), (0.30, 1.12), (0.44, 0.96), (0.36, 0.80), (-0.02, 0.74)]
     outline += [(-0.02, 0.68), (0.34, 0.68), (0.66, 0.80), (0.86, 0.55)]
@@ -294,7 +293,7 @@ def draw_beard(image, traits, hair):
 
 
 def draw_hair_behind(image, traits, hair):
-    """What of the hair lies behind neck and shoulders."""
+    """The hair behind neck and shoulders."""
     volume, length, *_ = STYLES[traits.style]
     if traits.style == "bun":
         paint(image, ellipse(0, -1.62, 0.42, 0.34), hair)
@@ -305,10 +304,10 @@ def draw_hair_behind(image, traits, hair):
 
 
 def draw_hair(image, traits, hair):
-    """The hair in front: a cap down to the hairline, and locks beside the face."""
+    """The hair in front: the top down to the hairline, and locks beside the face."""
     volume, length, curl, *_ = STYLES[traits.style]
     back = traits.receding
-    top = -1.46 - volume + min(max(back - 0.3, 0), 0.12)  # bald heads have no volume on top
+    top = -1.46 - volume + min(max(back - 0.3, 0), 0.12)  # less volume on a bald head
     outside = [(0, top), (0.5, top + 0.04), (0.92 + volume * 0.5, -1.12)]
     outside += [(1.04 + volume * 0.6, -0.55), (1.03 + volume * 0.4, 0), (0.97, 0.2)]
     middle = -0.88 - 0.9 * back + traits.fringe
@@ -317,7 +316,7 @@ def draw_hair(image, traits, hair):
     outline = symmetric(*outside, *np.maximum(hairline, (0, -1.4)))
     waves = np.sin(22 * np.arctan2(outline[:, 0], outline[:, 1] + 0.5))
     outline *= 1 + 0.8 * max(curl - 0.01, 0) * waves[:, None]
-    paint(image, np.add(outline, (0, 0.05)), traits.dark, 0.06, 0.3)  # its shadow on the forehead
+    paint(image, np.add(outline, (0, 0.05)), traits.dark, 0.06, 0.3)  # a shadow on the forehead
     paint(image, outline, hair, 0.016, 0.8 if volume < 0.05 else 1.0)
     if length:
         reach = 1.08 + volume
@@ -328,14 +327,14 @@ def draw_hair(image, traits, hair):
 
 
 def draw_mask(image, traits, number, edges, light):
-    """A mask between two heights, draped over the face, with its loops around the ears."""
+    """A mask over the face, with loops around the ears; edges: y of the upper and the lower one."""
     (kind, colour), (top, bottom) = MASKS[number], edges
     colour, tall = np.float32(colour), bottom - top
     for start, end in ((top + 0.2 * tall, 0.0), (top + 0.62 * tall, 0.34)):
         loop = ribbon(arc((0.9, start), (1.02, (start + end) / 2), (1.08, end)), 0.045)
         paint(image, both(loop), colour * 0.85 + 20)
     outline = symmetric(*(np.array(MASK_SHAPES[kind]) * (1, tall) + (0, top)))
-    paint(image, np.add(outline, (0, 0.05)), (40, 28, 26), 0.05, 0.45)  # its shadow on the skin
+    paint(image, np.add(outline, (0, 0.05)), (40, 28, 26), 0.05, 0.45)  # a shadow on the skin
     height = cv2.GaussianBlur(relief(traits), (0, 0), 0.1 * UNIT / STEP)
     if kind == "surgical":  # pleats
         height += 0.01 * np.sin(((Y - top) / tall + 0.08 * X**2) * 26)
@@ -348,7 +347,7 @@ def draw_mask(image, traits, number, edges, light):
 
 
 def photograph(image, rng):
-    """Turn, scale and shift the drawing a little; add a gradient of light and the grain."""
+    """Turn, scale and shift the drawing a little, and add a gradient of light and grain."""
     centre = np.add(ORIGIN, (0, 0.3 * UNIT))
     matrix = cv2.getRotationMatrix2D(centre, rng.uniform(-5, 5), rng.uniform(0.96, 1.08))
     matrix[:, 2] += rng.uniform(-9, 9, 2) - MARGIN  # px
@@ -362,11 +361,12 @@ def photograph(image, rng):
 
 
 def draw_shot(traits, shot, rng):
-    """One photo of a person, uint8 RGB (512, 384, 3); rng decides pose, light and framing.
+    """A photo of a person, uint8 RGB (512, 384, 3); rng decides on pose, light and framing.
 
     traits: from draw_traits; shot: one of SHOTS.
     """
-    light = np.float32([rng.uniform(-0.4, 0.4), rng.uniform(-0.55, -0.35), 0.85])  # towards it
+    # The direction to the light.
+    light = np.float32([rng.uniform(-0.4, 0.4), rng.uniform(-0.55, -0.35), 0.85])
     pose = SimpleNamespace(
         open=rng.uniform(0.85, 1.1),
         gaze=rng.uniform(-0.03, 0.03),

@@ -1,139 +1,227 @@
-"""A run, or a submission with known answers, as one HTML file: `python -m ETC.report RUN ...`.
+"""A run, or a submission with known answers, as one HTML page.
 
-ETC/report.html is its template. Without JavaScript it still shows all but the photos.
+python -m ETC.report runs/age_fold0
+python -m ETC.report submission.csv --answers answers.csv
+
+ETC/report.html is the template. Without JavaScript the page shows all but the photos.
 """
 
 import base64
+import contextlib
 import io
 import json
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from config.config import HEADS
-from utils.cli import ArgumentParser, InputError, answer_early, run
-
-
-def get_args_parser():
-    parser = ArgumentParser(
-        "python -m ETC.report",
-        description="Write report.html, curves.png and confusion.png of runs into their folders.",
-    )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder of a run of train.py (no default)"
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    answer_early(get_args_parser())  # the imports below take seconds
-
-import jinja2
 import numpy as np
 import pandas as pd
 from PIL import Image
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from config import config
+from config.config import CLASSES
+from data.crop import crop_folder, read_record
 from data.images import load_image
-from data.labels import class_names, problems_by_line, raise_problems, read_table, split_classes
-from data.manifest import crop_folder
+from data.labels import class_names, read_answers, split_classes
+from ETC import statistics
+from utils import cli
+from utils.cli import InputError
 from utils.files import atomic_write
-from utils.metrics import accuracy, bootstrap_confusions, calibration, macro_f1
-from utils.plots import draw_confusion, draw_curves, save_figure
+from utils.plots import save_plots
 
-# Of a crop in the report: shown at 80 x 100 pixels, sharp on a phone, too, and 1 KB in size.
-THUMBNAIL_SIZE = (96, 120)
+THUMBNAIL_SIZE = 96, 120  # pixels; shown at 80 x 100, so sharp on a phone too, in 1 KB
 WEBP_QUALITY = 50
 SAMPLES = 1000
-INTERVAL = (0.025, 0.975)
-ANEW = "run train.py anew with --overwrite"
-NO_EPOCH = "the run has no finished epoch"
-MEND = "the run's own command with --resume writes it anew"
+
+# name: str; classes: their names; targets, predictions: int (N,); losses: float (N,), NaN for bad
+# photos; heads: those whose probabilities multiply to that of the answer.
+Classification = namedtuple("Classification", "name classes targets predictions losses heads")
 
 
-def read_arguments(folder):
-    """The arguments of train.py in a run's config.json: {name: plain value}. Raises InputError."""
-    path = Path(folder) / "config.json"
+@contextlib.contextmanager
+def readable(path, way_out):
+    """Turn what json and pandas raise for a missing or damaged file into an InputError."""
     try:
-        arguments = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: no such file; name the folder of a run of train.py") from error
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); {MEND}") from error
-    kinds = {"target": str, "fold": int, "data_dir": str, "crop_dir": str | None, "model": str,
-             "resize": int, "epochs": int}  # fmt: skip
-    if not (
-        isinstance(arguments, dict)
-        and kinds.keys() <= arguments.keys()
-        and all(isinstance(arguments[name], kind) for name, kind in kinds.items())
-        and arguments["target"] in HEADS
-    ):
-        raise InputError(f"{path}: not the arguments of train.py; {MEND}")
-    return arguments
+        yield
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: can't be read ({why}); {way_out}") from error
 
 
-def read_numbers(path, columns, hint, way_out):
-    """read_table with columns as finite numbers. Raises InputError, also for anything else, that
-    ends with hint if path isn't there, and names way_out if it is damaged.
+def read_table(path, types, way_out, **converters):
+    """The columns of a CSV file that types, {name: dtype}, and converters, functions of a text,
+    name. Empty fields are NaN. Raises InputError, ending in way_out.
     """
-    try:
-        table = read_table(path, columns, hint)
-    except InputError as error:
-        raise InputError(f"{error}; {way_out}" if path.exists() else str(error)) from error
-    for column in columns:
-        table[column] = pd.to_numeric(table[column], errors="coerce")
-    problems = problems_by_line(
-        *((~np.isfinite(table[column]), f"{column} is no finite number") for column in columns)
-    )
-    raise_problems(f"{path}: damaged, {way_out}", problems)
+    columns = [*types, *converters]
+    with readable(path, way_out):
+        table = pd.read_csv(path, usecols=columns, dtype=types, converters=converters,
+                            keep_default_na=False, na_values=[""])  # fmt: skip
+        if table.empty:
+            raise ValueError("no rows")
     return table
 
 
-def read_log(folder):
-    """A run's log.csv, a row an epoch, all columns numbers. Raises InputError."""
-    path = Path(folder) / "log.csv"
-    f1 = [f"f1_{name}" for name in HEADS[read_arguments(folder)["target"]]["classes"]]
-    scores = ["accuracy", "macro_f1", *f1]
-    columns = ["epoch", "train_loss", "valid_loss", *scores]
-    table = read_numbers(path, columns, NO_EPOCH, MEND)
-    problems = problems_by_line(
-        (table["epoch"] != np.arange(1, len(table) + 1), "epochs don't count from 1"),
-        (~table[scores].apply(lambda score: score.between(0, 1)).all(axis=1), "no score in [0, 1]"),
+def read_run(folder):
+    """The files of a run: config.json, {name: value}; log.csv; and val_predictions.csv, with label
+    and predicted as labels of the head. Raises InputError when one is missing or damaged.
+    """
+    path, way_out = Path(folder) / "config.json", "name the folder of a run with a finished epoch"
+    with readable(path, way_out):
+        arguments = json.loads(path.read_text(encoding="utf-8"))
+        classes = CLASSES[arguments["target"]]
+    numbers = ["epoch", "train_loss", "val_loss", "accuracy", "macro_f1"]
+    numbers += [f"f1_{name}" for name in classes]
+    log = read_table(path.with_name("log.csv"), dict.fromkeys(numbers, float), way_out)
+    types = {**dict.fromkeys(("file", "person", "shot", "method"), str), "age": int}
+    types |= dict.fromkeys([*(f"p_{name}" for name in classes), "loss"], float)
+    labels = dict.fromkeys(("label", "predicted"), classes.index)
+    table = read_table(path.with_name("val_predictions.csv"), types, way_out, **labels)
+    return arguments, log, table
+
+
+def report_run(folder, data_dir=None, crop_dir=None):
+    """Write report.html, curves.png and confusion.png of the run in folder into it.
+
+    data_dir, crop_dir: where the crops are; None: where they were in training. Raises InputError
+    when a file of the run or a crop is missing or damaged.
+    """
+    folder = Path(folder)
+    arguments, log, table = read_run(folder)
+    target, classes = arguments["target"], CLASSES[arguments["target"]]
+    answers = (table[name].to_numpy() for name in ("label", "predicted", "loss"))
+    save_plots(folder, classes)
+    write_report(
+        folder / "report.html",
+        "{target}, fold {fold}: {model} at {resize} px".format(**arguments),
+        arguments,
+        table[["file", "person", "shot", "method", "age"]],
+        crop_folder(data_dir or arguments["data_dir"], crop_dir or arguments["crop_dir"], "train"),
+        {target: table[[f"p_{name}" for name in classes]].to_numpy()},
+        [Classification(target, classes, *answers, [target])],
+        log,
     )
-    raise_problems(f"{path}: damaged, {MEND}", problems)
-    return table[columns]
+    print(f"{folder / 'report.html'}, with curves.png and confusion.png beside it")
 
 
-def read_predictions(folder):
-    """A run's valid_predictions.csv as valid_predictions in utils.predictions makes it: age int,
-    probabilities and loss float, the others strings. Raises InputError when it is missing or
+def report_submission(path, answers_path, data_dir, crop_dir):
+    """Write report.html beside the submission at path, of the 18 classes and of each head.
+
+    Raises InputError when it, the answers, probabilities.csv beside it or a crop is missing or
     damaged.
     """
-    path = Path(folder) / "valid_predictions.csv"
-    classes = HEADS[read_arguments(folder)["target"]]["classes"]
-    probs = [f"p_{name}" for name in classes]
-    table = read_numbers(path, ["age", *probs, "loss"], NO_EPOCH, ANEW)
-    texts = ["file", "person", "shot", "method", "gender", "label", "predicted"]
-    missing = [name for name in texts if name not in table]
-    if missing:
-        raise InputError(f"{path}: damaged, {ANEW}: no column {', '.join(missing)}")
-    problems = problems_by_line(
-        (table["file"].duplicated(), "file stands there twice"),
-        (~table["label"].isin(classes), "label is no class"),
-        (~table["predicted"].isin(classes), "predicted is no class"),
-        (
-            ~(table["age"].between(0, 120) & (table["age"] % 1 == 0)),
-            "age is not a whole number from 0 to 120",
-        ),
-        (table["loss"] < 0, "loss is below 0"),
-        ((table[probs].sum(axis=1) - 1).abs() > 1e-3, "probabilities don't add up to 1"),
-        ((table[probs] < 0).any(axis=1), "a probability is below 0"),
+    path, way_out = Path(path), "name a submission of test.py, or run test.py again"
+    submission = read_table(path, {"ImageID": str, "ans": int}, way_out)
+    columns = [f"{target}_{name}" for target, names in CLASSES.items() for name in names]
+    types = {"ImageID": str, **dict.fromkeys(columns, float)}
+    table = read_table(path.with_name("probabilities.csv"), types, way_out)
+    answers, classes = read_answers(answers_path, submission), submission["ans"].to_numpy()
+    other = InputError(f"{path}: not of the probabilities.csv beside it; {way_out}")
+    if not (table["ImageID"].equals(submission["ImageID"]) and np.isin(classes, range(18)).all()):
+        raise other
+
+    heads, parts, rows = {}, [], np.arange(len(table))
+    for target, true, predicted in zip(CLASSES, split_classes(answers), split_classes(classes)):
+        probs = table[[f"{target}_{name}" for name in CLASSES[target]]].to_numpy()
+        # Rounded to six digits, two classes may be equal. Images that can't be read have NaN.
+        if (probs[rows, predicted] < probs.max(axis=1) - 2e-6).any():
+            raise other
+        losses = -np.log(np.maximum(probs[rows, true], 1e-6))
+        heads[target] = probs
+        parts.append(Classification(target, CLASSES[target], true, predicted, losses, [target]))
+    losses = sum(part.losses for part in parts)
+    whole = Classification("18 classes", class_names(), answers, classes, losses, [*CLASSES])
+    folder = crop_folder(data_dir, crop_dir, "eval")
+    _, manifest = read_record(folder)
+    methods = [manifest.get(file, {}).get("method", "unknown") for file in submission["ImageID"]]
+    photos = pd.DataFrame({"file": submission["ImageID"], "method": methods})
+    settings = {"submission": path, "answers": answers_path, "crops": folder}
+    report = path.with_name("report.html")
+    write_report(report, "Submission", settings, photos, folder, heads, [whole, *parts])
+    print(report)
+
+
+def write_report(path, title, settings, photos, folder, heads, classifications, log=None):
+    """Fill in the template and write the page.
+
+    settings: {name: plain value}; photos: a DataFrame with file, method and, where known, person,
+    shot and age; folder: where the crops are; heads: {target: float (N, C)}, NaN for bad photos;
+    log: the table log.csv of a run.
+    """
+    import jinja2  # seldom needed
+
+    groups = photos.get("person", pd.Series(range(len(photos))))  # else each photo by itself
+    data = {
+        "classifications": [
+            {**part._asdict(), "losses": rounded(part.losses, 6)} for part in classifications
+        ],
+        "classes": {target: CLASSES[target] for target in heads},
+        "probabilities": {target: rounded(probs, 3) for target, probs in heads.items()},
+        "photos": photos.drop(columns="person", errors="ignore").to_dict("list"),
+        "thumbnails": thumbnails(folder, photos),
+    }
+    text = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    template = jinja2.Template(text, autoescape=True, undefined=jinja2.StrictUndefined)
+    page = template.render(
+        title=title,
+        settings=settings,
+        log=log,
+        count=len(photos),
+        people=groups.nunique() if "person" in photos else None,
+        has_shots="shot" in photos,
+        samples=SAMPLES,
+        classifications=[summarize(part, heads, groups) for part in classifications],
+        data=as_json(data),
     )
-    raise_problems(f"{path}: damaged, {ANEW}", problems)
-    return table[[*texts, *probs, "age", "loss"]].astype({"age": int})
+    with atomic_write(path, "w") as file:
+        file.write(page)
+
+
+def summarize(part, heads, groups):
+    """The scores and tables of a Classification, for the template. groups: as in statistics."""
+    size = len(part.classes)
+    confusion = statistics.confusion_matrix(part.targets, part.predictions, size)
+    resampled = statistics.bootstrap_confusions(
+        part.targets, part.predictions, groups, size, SAMPLES
+    )
+    scores = {
+        "macro-F1": (statistics.macro_f1(confusion), statistics.macro_f1(resampled, confusion)),
+        "accuracy": (statistics.accuracy(confusion), statistics.accuracy(resampled)),
+    }
+    hits, true, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    f1 = 2 * hits / np.maximum(true + predicted, 1)
+    precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(true, 1)
+    confidences = np.prod([heads[head].max(axis=1) for head in part.heads], axis=0)
+    known, correct = ~np.isnan(confidences), part.targets == part.predictions
+    *bins, error = statistics.calibration(confidences[known], correct[known])
+    return {
+        **part._asdict(),
+        "scores": {
+            name: (score, np.quantile(resampled, statistics.INTERVAL))
+            for name, (score, resampled) in scores.items()
+        },
+        "by_class": list(zip(part.classes, zip(f1, precision, recall), true)),
+        "confusion": confusion,
+        "shares": confusion / np.maximum(true, 1)[:, None],
+        "bins": list(zip(*bins)),
+        "error": error,
+    }
+
+
+def thumbnails(folder, photos):
+    """The thumbnail of each photo's crop, None for bad photos. Raises InputError."""
+    paths = [None if row.method == "bad" else folder / row.file for row in photos.itertuples()]
+    try:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(lambda path: path and thumbnail(path), paths))
+    except InputError as error:
+        raise InputError(
+            f"{error}; name the crops' folder with --data-dir or --crop-dir, or crop again with "
+            "python -m data.crop"
+        ) from error
 
 
 def thumbnail(path):
-    """The photo at path, made small, as a WebP file in base64. Raises InputError."""
+    """The image at path, made small, as a WebP file in base64."""
     image = Image.fromarray(load_image(path))
     image.thumbnail(THUMBNAIL_SIZE)
     buffer = io.BytesIO()
@@ -141,180 +229,52 @@ def thumbnail(path):
     return base64.b64encode(buffer.getbuffer()).decode()
 
 
-def thumbnails(folder, photos):
-    """The thumbnail of the crop of each of photos, None where it is "bad". Raises InputError."""
-
-    def of(file, method):
-        return None if method == "bad" else thumbnail(folder / file)
-
-    with ThreadPoolExecutor() as pool:
-        try:
-            return list(pool.map(of, photos["file"], photos["method"]))
-        except InputError as error:
-            raise InputError(
-                f"{error}; data.crop makes crops anew that are lost or, being damaged, deleted; a "
-                "relative path counts from where train.py was started"
-            ) from error
-
-
-def describe(name, classes, targets, predictions, confidences, groups):
-    """A classification's scores and tables, for the template.
-
-    targets, predictions: int arrays (N,) in [0, len(classes)); confidences: float (N,), the
-    predictions' probabilities, NaN for photos without; groups: as for bootstrap_confusions.
-    """
-    labels = range(len(classes))
-    confusion = confusion_matrix(targets, predictions, labels=labels)
-    resampled = bootstrap_confusions(targets, predictions, groups, len(classes), SAMPLES)
-    scores = {
-        "macro-F1": (macro_f1(confusion), np.quantile(macro_f1(resampled, confusion), INTERVAL)),
-        "accuracy": (accuracy(confusion), np.quantile(accuracy(resampled), INTERVAL)),
-    }
-    precision, recall, f1, count = precision_recall_fscore_support(
-        targets, predictions, labels=labels, zero_division=0
-    )
-    known = ~np.isnan(confidences)
-    *bins, error = calibration(confidences[known], (targets == predictions)[known])
-    return {
-        "name": name,
-        "classes": classes,
-        "scores": scores,
-        "by_class": list(zip(classes, zip(f1, precision, recall), count)),
-        "confusion": confusion,
-        "shares": confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1),
-        "bins": list(zip(*bins)),
-        "error": error,
-    }
-
-
 def rounded(values, digits):
-    """A list of a float array, to so many digits, None for NaN."""
-    return [None if np.isnan(value) else round(value, digits) for value in values.tolist()]
+    """A float array as lists, None for NaN."""
+    return np.where(np.isnan(values), None, values.round(digits)).tolist()
 
 
 def as_json(value):
-    """JSON that is safe inside a <script>, whatever strings it holds; all of it ASCII."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    """ASCII JSON that is safe inside a <script>, whatever strings it holds."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False, default=np.ndarray.tolist)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def write_report(path, title, settings, log, photos, folder, heads, classifications):
-    """Write the page. What a run's and a submission's have in common.
-
-    settings: {name: plain value}; log: the table log.csv, or None; photos: a DataFrame with file,
-    method and, where known, person, shot and age; folder: where their crops are; heads: {name:
-    float (N, C), NaN for photos without}; classifications: of each its name, class names, targets
-    and predictions, int (N,), losses, float (N,), and the names of its heads. The probability of
-    several heads' answer is the product of theirs.
-    """
-    persons = photos.get("person")
-    groups = np.arange(len(photos)) if persons is None else persons
-    described, data = [], []
-    for name, classes, targets, predictions, losses, its_heads in classifications:
-        confidences = np.prod([heads[head].max(axis=1) for head in its_heads], axis=0)
-        described.append(describe(name, classes, targets, predictions, confidences, groups))
-        data.append(
-            {
-                "name": name,
-                "classes": list(classes),
-                "target": np.asarray(targets).tolist(),
-                "predicted": np.asarray(predictions).tolist(),
-                "loss": rounded(losses, 6),
-                "heads": its_heads,
-            }
-        )
-    known = photos.columns.intersection(["file", "method", "shot", "age"])
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def get_args_parser():
+    parser = cli.ArgumentParser(
+        "python -m ETC.report",
+        description="Write report.html of runs into their folders, or of a submission with known "
+        "answers beside it.",
     )
-    page = environment.get_template("report.html").render(
-        title=title,
-        settings=settings,
-        log=log,
-        count=len(photos),
-        people=None if persons is None else persons.nunique(),
-        has_shots="shot" in photos,
-        samples=SAMPLES,
-        classifications=described,
-        data=as_json(
-            {
-                "classifications": data,
-                "classes": {head: HEADS[head]["classes"] for head in heads},
-                "probabilities": {
-                    head: [rounded(row, 3) for row in probs] for head, probs in heads.items()
-                },
-                "photos": photos[known].to_dict("list"),
-                "thumbnails": thumbnails(folder, photos),
-            }
-        ),
-    )
-    with atomic_write(path, "w") as file:
-        file.write(page)
-
-
-def write_submission_report(path, settings, photos, folder, heads, answers, classes):
-    """Write the report of a submission with known answers: of the 18 classes and of each head.
-
-    path: of the HTML file; settings: {name: plain value}; photos: a DataFrame with a row an eval
-    image, file and method as in the manifest of crops, and, where known, person, shot and age;
-    folder: where the crops are; heads: {target: float (N, C)} probabilities, NaN for photos that
-    couldn't be read; answers, classes: the true and the predicted official class, int (N,) in
-    [0, 18). Raises InputError when a crop is missing or path can't be written.
-    """
-    losses = {}
-    for (target, probs), true in zip(heads.items(), split_classes(answers)):
-        right = np.maximum(probs[np.arange(len(probs)), true], np.finfo(float).tiny)
-        losses[target] = -np.log(right)
-    whole = ("18 classes", class_names(), answers, classes, sum(losses.values()), list(HEADS))
-    parts = [
-        (target, HEADS[target]["classes"], true, predicted, losses[target], [target])
-        for target, true, predicted in zip(HEADS, split_classes(answers), split_classes(classes))
-    ]
-    write_report(path, "Submission", settings, None, photos, folder, heads, [whole, *parts])
-
-
-def report_run(folder):
-    """Write curves.png, confusion.png and report.html of the run of train.py in folder, and say so.
-
-    Raises InputError when a file of the run or a crop of its valid photos is missing or damaged.
-    """
-    folder = Path(folder)
-    arguments, photos, log = read_arguments(folder), read_predictions(folder), read_log(folder)
-    target = arguments["target"]
-    classes = list(HEADS[target]["classes"])
-    targets, predictions = (photos[name].map(classes.index) for name in ("label", "predicted"))
-    confusion = confusion_matrix(targets, predictions, labels=range(len(classes)))
-    if not np.isclose(macro_f1(confusion), log["macro_f1"].max()):
-        raise InputError(
-            f"{folder}: stopped between log.csv and valid_predictions.csv of an epoch; go on with "
-            "train.py --resume"
-        )
-    title = f"{target}, fold {arguments['fold']}"
-    save_figure(folder / "curves.png", draw_curves(log, title))
-    save_figure(folder / "confusion.png", draw_confusion(confusion, classes, title))
-    write_report(
-        folder / "report.html",
-        f"{title}: {arguments['model']} at {arguments['resize']} px",
-        arguments,
-        log,
-        photos,
-        crop_folder(arguments["data_dir"], arguments["crop_dir"], "train"),
-        {target: photos[[f"p_{name}" for name in classes]].to_numpy()},
-        [(target, classes, targets, predictions, photos["loss"].to_numpy(), [target])],
-    )
-    print(f"report: {folder / 'report.html'}, with curves.png and confusion.png beside it")
+    # fmt: off
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="RUN",
+        help="folders of runs of train.py or, with --answers, a submission.csv of test.py")
+    add("--answers", metavar="FILE",
+        help="CSV with ImageID and the true ans of the submission (default: report runs)")
+    add("--data-dir",
+        help="folder that holds train/ and eval/ (default: the run's, or as for test.py)")
+    add("--crop-dir",
+        help="folder of the face crops (default: the run's, or as for test.py)")
+    # fmt: on
+    return parser
 
 
 def main():
-    for folder in get_args_parser().parse_args().runs:
-        report_run(folder)
+    args = get_args_parser().parse_args()
+    if not args.answers:
+        for path in args.paths:
+            if Path(path).is_file():
+                raise InputError(f"{path}: not a run's folder; for a submission, add --answers")
+            report_run(path, args.data_dir, args.crop_dir)
+    elif len(args.paths) > 1:
+        raise InputError(f"{' '.join(args.paths)}: --answers goes with one submission")
+    else:
+        data_dir = args.data_dir or config.DATA_DIR
+        report_submission(args.paths[0], args.answers, data_dir, args.crop_dir or config.CROP_DIR)
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main, "reports that are finished are kept")

@@ -1,8 +1,6 @@
-"""Draw a data set in the competition's layout, to try the repository with.
+"""Draw a data set in the competition's layout, to try the repository without real photos.
 
-    python -m ETC.sample --output input/data --people 120 --seed 777
-
-The repository ships no photographs: ETC.portrait draws the people.
+python -m ETC.sample --output input/data --people 120 --seed 777
 """
 
 import hashlib
@@ -16,23 +14,23 @@ from tqdm import tqdm
 
 from data.labels import GENDER_LABELS, SHOT_LABELS, age_labels, merge_labels
 from ETC.portrait import SHOTS, draw_shot, draw_traits
-from utils.cli import ArgumentParser, InputError, positive_int, run
-from utils.cli import seed as seed_type
+from utils import cli
+from utils.cli import InputError
 from utils.files import atomic_write, make_folder, write_csv
 
 GENDERS = ("male", "female")
 AGES = ((18, 29), (30, 59), (60, 80))
 COMBINATIONS = len(GENDERS) * len(AGES)
-TRAIN, EVAL = 0, 1  # set numbers in the random seeds
+TRAIN, EVAL = 0, 1  # parts of the random seeds
 
 
-def draw_person(seed, set_number, index):
-    """A person's traits and photos; they depend on the arguments alone."""
-    # Every six people have all combinations of gender and age, in an order of their own.
+def draw_person(seed, split, index):
+    """A person's traits and {shot: photo}, which depend on the arguments alone."""
+    # Each block of six people has all combinations of gender and age group, in a random order.
     block, place = divmod(index, COMBINATIONS)
-    order = np.random.default_rng([seed, set_number, block, 1]).permutation(COMBINATIONS)
+    order = np.random.default_rng([seed, split, block, 1]).permutation(COMBINATIONS)
     gender, group = divmod(int(order[place]), len(AGES))
-    rng = np.random.default_rng([seed, set_number, index])
+    rng = np.random.default_rng([seed, split, index])
     traits = draw_traits(rng, GENDERS[gender], int(rng.integers(*AGES[group], endpoint=True)))
     return traits, {shot: draw_shot(traits, shot, rng) for shot in SHOTS}
 
@@ -74,28 +72,29 @@ def write_eval(folder, people, seed, progress):
             write_photo(folder / "images" / name, photo)
             rows.append((name, official_class(traits, shot)))
         progress.update()
-    # The names are hashes: in their order, nothing tells which photos show one person.
+    # Sorted by name, a hash, so that the order doesn't tell which photos show the same person.
     answers = pd.DataFrame(sorted(rows), columns=["ImageID", "ans"])
     write_csv(folder / "answers.csv", answers)
     write_csv(folder / "info.csv", answers.assign(ans=0))
 
 
 def make_sample(output, people, eval_people, seed):
-    """Write train/ and eval/ to an empty folder: people and other eval_people, seven photos each.
+    """Write train/ and eval/ to the empty or new folder output: seven photos each of people to
+    train on and of eval_people to submit for.
 
-    Person number i of a set depends on the seed and i alone. Raises InputError when the folder
-    isn't empty or a set would miss a combination of gender and age group.
+    Person i of a split depends on the seed and i alone. Raises InputError when the folder isn't
+    empty or a split would lack a combination of gender and age group.
     """
     output = Path(output)
     if min(people, eval_people) < COMBINATIONS:
         raise InputError(
-            f"at least {COMBINATIONS} people are needed in each set, one of each gender in each "
-            f"age group: give --people and --eval-people {COMBINATIONS} or more"
+            f"--people {people}, --eval-people {eval_people}: give at least {COMBINATIONS} each, "
+            "a person of each gender in each age group"
         )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"{output} is not an empty folder: empty it or choose another --output")
+        raise InputError(f"{output}: not an empty folder; empty it or choose another --output")
     make_folder(output, "choose another --output")
-    # Drawn aside, then renamed: half a data set only looks like one.
+    # Drawn elsewhere, then renamed: nobody should train on half a data set.
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -109,17 +108,17 @@ def make_sample(output, people, eval_people, seed):
 
 
 def get_args_parser():
-    parser = ArgumentParser(
+    parser = cli.ArgumentParser(
         "python -m ETC.sample", description="Draw a data set in the competition's layout."
     )
     # fmt: off
     add = parser.add_argument
     add("--output", required=True, help="a new or empty folder")
-    add("--people", type=positive_int, default=120,
+    add("--people", type=cli.positive_int, default=120,
         help="people to train on (default: %(default)s)")
-    add("--eval-people", type=positive_int,
+    add("--eval-people", type=cli.positive_int,
         help="other people to submit for (default: a quarter of --people, at least 6)")
-    add("--seed", type=seed_type, default=777, help="who is drawn (default: %(default)s)")
+    add("--seed", type=cli.seed_int, default=777, help="who is drawn (default: %(default)s)")
     # fmt: on
     return parser
 
@@ -133,4 +132,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main)

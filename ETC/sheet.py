@@ -1,95 +1,88 @@
 """A contact sheet: photos in a grid, with the boxes of their faces and the answers below."""
 
 import contextlib
-import io
+from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from config.config import HEADS
+from config.config import CLASSES
 from data.images import load_image
-from utils.files import atomic_write
+from utils.plots import BLUE, GREEN, ORANGE
 
 COLUMNS = 5
-SIDE, LINE, GAP, FONT_SIZE = 310, 18, 12, 13  # in pixels
-# Of Windows, macOS and Linux, where Pillow finds them by name.
+SIDE, LINE, GAP, FONT_SIZE = 310, 20, 12, 13  # in pixels
+# With Hangul, for file names; of Windows, macOS and Linux, where Pillow finds them by name.
 FONTS = ("malgun.ttf", "AppleSDGothicNeo.ttc", "NotoSansCJK-Regular.ttc", "NanumGothic.ttf")
-# By the mask's answer, colours of Okabe and Ito; the words below say the same.
-COLORS = {"mask": "#0072B2", "incorrect": "#D55E00", "normal": "#009E73"}
+COLORS = {"mask": BLUE, "incorrect": ORANGE, "normal": GREEN}  # by the mask head's answer
 MAX_PHOTOS = 100
-MAX_FACES = 6  # below a photo
+MAX_LINES = 6  # of answers below a photo
 
 
 def draw_sheet(faces):
-    """Draw the photos of predictions.csv's table, which has a row a face, with path, the photo's.
-
-    Photos after the first MAX_PHOTOS are left out. Returns a PIL image.
+    """Draw the first MAX_PHOTOS photos of predictions.csv's table, which has a row a face, with
+    their paths in the column photo. Returns a PIL image.
     """
-    photos = list(faces.groupby("path", sort=False))[:MAX_PHOTOS]
-    rows = [photos[start : start + COLUMNS] for start in range(0, len(photos), COLUMNS)]
-    lines = [1 + min(MAX_FACES, max(len(its) for _, its in row)) for row in rows]
-    heights = [SIDE + GAP + LINE * count for count in lines]
-    width = min(COLUMNS, len(photos)) * (SIDE + GAP) + GAP
-    sheet = Image.new("RGB", (width, sum(heights) + GAP), "white")
-    draw, font, top = ImageDraw.Draw(sheet), load_font(), GAP
-    for row, height in zip(rows, heights):
-        for column, (_, its) in enumerate(row):
-            draw_photo(sheet, draw, font, GAP + column * (SIDE + GAP), top, its)
-        top += height
-    return sheet
+    photos = [rows.to_dict("records") for _, rows in faces.groupby("photo", sort=False)]
+    tiles = [draw_photo(rows) for rows in photos[:MAX_PHOTOS]]
+    return arrange([tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)])
 
 
+def draw_photo(faces):
+    """Draw a photo with a box and a line of text for each of its rows in draw_sheet's table."""
+    photo = Image.fromarray(load_image(faces[0]["photo"]))
+    zoom = SIDE / max(photo.size)
+    size = [max(1, round(zoom * length)) for length in photo.size]
+    corner = [(SIDE - length) // 2 for length in size]
+    tile = Image.new("RGB", (SIDE, SIDE), "white")
+    tile.paste(photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2), corner)
+    draw, lines = ImageDraw.Draw(tile), []
+    for face in faces:
+        x0, x1 = (corner[0] + zoom * face[name] for name in ("x0", "x1"))
+        y0, y1 = (corner[1] + zoom * face[name] for name in ("y0", "y1"))
+        color, number = COLORS[face["mask"]], f"{face['face']} " if len(faces) > 1 else ""
+        draw.rectangle((x0, y0, x1, y1), outline="white", width=4)
+        draw.rectangle((x0, y0, x1, y1), outline=color, width=2)
+        draw.text((x0 + 4, y0 + 2), number, "white", load_font(), stroke_width=2, stroke_fill=color)
+        answers = [(face[target], face[f"{target}_{face[target]}"]) for target in CLASSES]
+        text = ", ".join(f"{name} {prob:.0%}" for name, prob in answers)
+        lines.append((number + ("no face: " if face["method"] == "center" else "") + text, color))
+    if len(lines) > MAX_LINES:
+        lines[MAX_LINES - 1 :] = [(f"and {len(lines) - MAX_LINES + 1} more", "black")]
+    return with_lines(tile, [(faces[0]["file"], "black"), *lines])
+
+
+@lru_cache
 def load_font():
-    """A font with Hangul of this system, for file names, or else Pillow's own, without."""
+    """The first of FONTS on this system, else Pillow's own font."""
     for name in FONTS:
         with contextlib.suppress(OSError):
             return ImageFont.truetype(name, FONT_SIZE)
     return ImageFont.load_default(FONT_SIZE)
 
 
-def draw_photo(sheet, draw, font, left, top, faces):
-    """Draw one photo with its boxes, numbered if there are several, and a line of text a face."""
-    file, path = faces[["file", "path"]].iloc[0]
-    image = Image.fromarray(load_image(path))
-    zoom = min(SIDE / image.width, SIDE / image.height)
-    size = max(1, round(image.width * zoom)), max(1, round(image.height * zoom))
-    x, y = left + (SIDE - size[0]) // 2, top + (SIDE - size[1]) // 2
-    sheet.paste(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2), (x, y))
-    draw.text((left, top + SIDE), shorten(draw, " ".join(file.split()), font), "black", font)
-    for line, face in enumerate(faces.itertuples(), start=1):
-        box = [x + face.x0 * zoom, y + face.y0 * zoom, x + face.x1 * zoom, y + face.y1 * zoom]
-        draw.rectangle(box, outline="white", width=4)
-        draw.rectangle(box, outline=COLORS[face.mask], width=2)
-        text = answer(face)
-        if len(faces) > 1:
-            text = f"{face.face}  {text}"
-            draw.text((box[0] + 4, box[1] + 2), str(face.face), "white", font,
-                      stroke_width=2, stroke_fill=COLORS[face.mask])  # fmt: skip
-        if line == MAX_FACES and len(faces) > MAX_FACES:
-            text = f"and {len(faces) - MAX_FACES + 1} more"
-        if line <= MAX_FACES:
-            color = COLORS[face.mask]
-            draw.text((left, top + SIDE + line * LINE), shorten(draw, text, font), color, font)
+def with_lines(picture, lines):
+    """A picture with lines below it, [(text, colour)]; of a long text, its end."""
+    tile = Image.new("RGB", (picture.width, picture.height + LINE * len(lines)), "white")
+    tile.paste(picture)
+    draw, font = ImageDraw.Draw(tile), load_font()
+    for number, (text, color) in enumerate(lines):
+        text = end = " ".join(text.split())
+        while draw.textlength(text, font) > tile.width:
+            end = end[1:]
+            text = f"...{end}"
+        draw.text((0, picture.height + LINE * number), text, color, font)
+    return tile
 
 
-def answer(face):
-    """A face's three answers, each with its probability."""
-    names = {target: getattr(face, target) for target in HEADS}
-    probs = (f"{name} {getattr(face, f'{target}_{name}'):.0%}" for target, name in names.items())
-    return ("no face: " if face.method == "center" else "") + ", ".join(probs)
-
-
-def shorten(draw, text, font):
-    """The end of a text, which fits below a photo."""
-    if draw.textlength(text, font) <= SIDE:
-        return text
-    while text and draw.textlength("..." + text, font) > SIDE:
-        text = text[1:]
-    return "..." + text
-
-
-def save_sheet(path, faces):
-    """Write draw_sheet(faces) as PNG, whole or not at all. Raises InputError when it can't be."""
-    buffer = io.BytesIO()
-    draw_sheet(faces).save(buffer, "PNG")
-    with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+def arrange(rows):
+    """Rows of pictures as one picture, GAP pixels apart."""
+    width = max(sum(picture.width + GAP for picture in row) for row in rows)
+    height = sum(max(picture.height for picture in row) + GAP for row in rows)
+    sheet, top = Image.new("RGB", (width + GAP, height + GAP), "white"), GAP
+    for row in rows:
+        left = GAP
+        for picture in row:
+            sheet.paste(picture, (left, top))
+            left += picture.width + GAP
+        top += max(picture.height for picture in row) + GAP
+    return sheet

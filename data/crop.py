@@ -1,397 +1,367 @@
 """Cut the face out of every photo, once: `python -m data.crop`.
 
-train/images/... -> train/new_img/... and eval/images/... -> eval/new_images/..., a manifest beside
-each.
+train/images/... -> train/new_img/... and eval/images/... -> eval/new_images/...
+
+Beside each folder, crops.json holds the settings and crops.csv has a row a photo: file; method,
+mtcnn, center (no face was found) or bad (can't be read); the box x0, y0, x1, y1 in pixels of the
+photo; the detector's prob; size and time of change of the photo when it was cropped.
 """
 
 import contextlib
 import io
+import json
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
-
-from config import config
-from utils.cli import (
-    ArgumentParser,
-    InputError,
-    add_crop_arguments,
-    add_data_arguments,
-    add_machine_arguments,
-    answer_early,
-    leave_ctrl_c_to_the_parent,
-    run,
-)
-
-
-def get_args_parser():
-    parser = ArgumentParser("python -m data.crop", description="Crop the face out of every photo.")
-    add = parser.add_argument
-    add_data_arguments(add)
-    add("--split", choices=("train", "eval", "both"), default="both",
-        help="which photos (default: %(default)s)")  # fmt: skip
-    add_machine_arguments(add)
-    add_crop_arguments(parser)
-    return parser
-
-
-if __name__ == "__main__":
-    answer_early(get_args_parser())  # the imports below take seconds
 
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.detect import find_all_faces, find_largest_faces, widen
-from data.images import load_image, upright_size
-from data.keypoints import build_keypoint_rcnn, fetch_weights, find_heads
+from config import config
+from data.detect import build_detector, find_all_faces, find_largest_faces
+from data.images import try_to_load
 from data.labels import list_train_images, raise_problems, read_info
-from data.manifest import (
-    COLUMNS,
-    crop_folder,
-    fingerprint,
-    read_crops,
-    write_manifest,
-    write_settings,
-)
-from utils.distributed import (
-    gathered,
-    is_first,
-    join_processes,
-    progress_off,
-    rank,
-    shared,
-    wait_for_all,
-    world_size,
-)
-from utils.files import atomic_write, make_folder, remove_leftovers
+from utils import cli
+from utils.cli import InputError
+from utils.device import gather, is_first, join_processes, progress_off, rank, world_size
+from utils.files import atomic_write, make_folder, remove_leftovers, write_csv, write_json
 
-JPEG_QUALITY = 95
-# A batch of photos passes MTCNN's whole image pyramid at once: bound its pixels, not its count,
-# so that large photos take no more memory than small ones.
 PHOTO_SIZE = 384, 512  # width and height of the competition's photos
-PHOTO_PIXELS = PHOTO_SIZE[0] * PHOTO_SIZE[1]
-# Seconds; the work that a killed run has to do again at most, beside all that other processes of
-# torchrun have done.
-SAVE_EVERY = 5
+JPEG_QUALITY = 95
+SAVE_EVERY = 5  # seconds between manifests: what a killed run has to do again
+MEASURED = 64  # train photos that tell how wide a face typically is
+
+CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
+BOX = ["x0", "y0", "x1", "y1"]
+# Int64, with a capital, may be missing.
+TYPES = {"file": str, "method": str, **dict.fromkeys(BOX, "Int64"), "prob": float,
+         "source_size": "int64", "source_mtime_ns": "int64"}  # fmt: skip
 
 
-def crop_settings(args):
-    """The settings that decide what a crop looks like, as plain types."""
-    return {name: getattr(args, name) for name in config.CROP_SETTINGS}
+def crop_box(face, size, settings):
+    """Where to crop a photo: the box of its face, widened, or without a face its centre.
 
-
-def face_box(box, size, settings):
-    """Widen a detected box and clip it to the image.
-
-    box: four floats x0, y0, x1, y1; size: (width, height). Returns four ints, or None when
-    nothing of the box is inside the image.
+    face: x0, y0, x1, y1 as floats, or None; size: (width, height); settings: from crop_settings.
+    Margins and centre are those of photos of 384 x 512. In other photos the centre grows with the
+    photo, and the margins with the face.
+    Returns four ints, clipped to the photo, or None for a face outside of it.
     """
     width, height = size
-    x0, y0, x1, y1 = (int(value) for value in box)
-    x0, x1 = max(0, x0 - settings["margin_x"]), min(width, x1 + settings["margin_x"])
-    y0, y1 = max(0, y0 - settings["margin_y"]), min(height, y1 + settings["margin_y"])
+    if face is None:
+        side = settings["center_size"]
+        if size != PHOTO_SIZE:
+            side = max(1, round(side * min(size) / min(PHOTO_SIZE)))
+        x0, y0 = max(0, (width - side) // 2), max(0, (height - side) // 2)
+        return x0, y0, min(width, x0 + side), min(height, y0 + side)
+    zoom = 1
+    if size != PHOTO_SIZE and settings["face_width"]:
+        zoom = (face[2] - face[0]) / settings["face_width"]
+    margin_x, margin_y = round(zoom * settings["margin_x"]), round(zoom * settings["margin_y"])
+    x0, y0, x1, y1 = (int(value) for value in face)
+    x0, x1 = max(0, x0 - margin_x), min(width, x1 + margin_x)
+    y0, y1 = max(0, y0 - margin_y), min(height, y1 + margin_y)
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
-def center_box(size, side):
-    """The central side x side pixels of an image of size (width, height), clipped to it."""
-    width, height = size
-    x0, y0 = max(0, (width - side) // 2), max(0, (height - side) // 2)
-    return x0, y0, min(width, x0 + side), min(height, y0 + side)
-
-
-def build_detector(settings, device):
-    """The network that finds faces, settings["detector"] of config.DETECTORS."""
-    if settings["detector"] == "keypoint_rcnn":
-        return build_keypoint_rcnn(device)
-    from facenet_pytorch import MTCNN  # its weights come with it
-
-    return widen(MTCNN(device=device))
-
-
-def fetch_detector(settings):
-    """Download a detector's weights, if need be: once, before workers and processes ask for it."""
-    if settings["detector"] == "keypoint_rcnn":
-        if is_first():
-            fetch_weights()
-        wait_for_all()
-
-
-def find_faces(detector, images, settings, every=False):
-    """The largest face of each image, or every one, in images of one size.
-
-    detector: from build_detector; images: uint8 RGB array (N, H, W, 3).
-    Returns for each image a list, the largest first, of pairs of a box, four floats x0, y0, x1, y1
-    in pixels, and a probability.
+def crop_settings(args, files, device):
+    """What decides how photos are cropped, plain types: config.CROP as given by args, and
+    face_width, the median width of a face in the train photos, in pixels (None without any face),
+    as it was measured when they were first cropped. files: relative to train/images.
     """
-    smallest = settings["min_face_size"]
-    if settings["detector"] == "keypoint_rcnn":
-        return [faces if every else faces[:1] for faces in find_heads(detector, images, smallest)]
-    return (find_all_faces if every else find_largest_faces)(detector, images, smallest)
+    settings = {name: getattr(args, name) for name in config.CROP}
+    stored, _ = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
+    if "face_width" in stored and stored == {**stored, **settings}:
+        return stored
+    detector, widths = build_detector(device), []
+    for file in files[:: max(1, len(files) // MEASURED)]:
+        image, _ = try_to_load(Path(args.data_dir) / "train" / "images" / file)
+        if image is not None:
+            [faces] = find_largest_faces(detector, image[None], settings["min_face_size"])
+            widths += [face[2] - face[0] for face, _ in faces]
+    width = round(float(np.median(widths))) if widths else None
+    return {**settings, "face_width": gather(width)[0]}
 
 
-def boxes_of(faces, size, settings_of):
-    """Where to crop a photo of size (width, height): a list of (method, box, prob), a face each of
-    find_faces, widened; without a face, "center" with the central box and prob NaN.
+def crop_photos(photos, settings, device, args, every=False):
+    """Crop this process's share of photos: yields a dict for each or, if every, for each face.
 
-    settings_of: the box of a face, or None for the centre -> crop settings.
+    photos: [(path of the photo, path of its crop)]; settings: from crop_settings; args: with
+    num_workers and crop_batch_size. Faces after the largest go to the same path with _2, _3, ...
+    The dicts: photo, face (1 is the largest), method, x0, y0, x1, y1, prob, crop (its path); for a
+    photo with the method bad: photo, face, method, and why.
     """
-    boxes = []
-    for face, prob in faces:
-        settings = settings_of(face)
-        box = face_box(face, size, settings)
-        if box:
-            boxes.append((settings["detector"], box, round(prob, 6)))
-    center = center_box(size, settings_of(None)["center_size"])
-    return boxes or [("center", center, np.nan)]
+    size = args.crop_batch_size or config.CROP_BATCH_SIZE[device.type]
+    batches = [photos[start : start + size] for start in range(0, len(photos), size)]
+    batches = batches[rank() :: world_size()]
+    options = {"settings": settings, "device": device, "batch_size": size, "every": every}
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":  # workers read, this process detects
+            loader = DataLoader(
+                batches,
+                batch_size=None,
+                collate_fn=read_photos,
+                num_workers=min(args.num_workers, len(batches)),
+                worker_init_fn=cli.start_worker,
+                generator=torch.Generator(),  # else it would change what training draws
+            )
+            results = map(partial(crop_images, **options), loader)
+        else:  # each worker does it all
+            detector_of_process(device)  # once for all workers, if they are forked
+            workers = max(1, min(args.num_workers, len(batches)))
+            pool = ProcessPoolExecutor(workers, initializer=cli.start_worker)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            results = pool.map(partial(read_and_crop, **options), batches)
+        for rows in tqdm(results, "crop", len(batches), unit="batch", disable=progress_off()):
+            yield from rows
 
 
-def find_boxes(detector, images, settings):
-    """Where to crop images of one size, uint8 RGB array (N, H, W, 3).
+def read_photos(pairs):
+    """[(photo, crop, image or None, why it can't be read or None)] for pairs (photo, crop)."""
+    return [(photo, crop, *try_to_load(photo)) for photo, crop in pairs]
 
-    Returns a list of (method, box, prob): method is the detector's name with the largest face's
-    box, widened, or "center" with the central box and prob NaN.
+
+def read_and_crop(pairs, **options):
+    """crop_images, reading each photo only when its turn comes, to save memory."""
+    return crop_images(((photo, crop, *try_to_load(photo)) for photo, crop in pairs), **options)
+
+
+detector_of_process = lru_cache(build_detector)
+
+
+def crop_images(images, settings, device, batch_size, every):
+    """The rows of crop_photos for images, an iterable as of read_photos, whose crops are saved.
+
+    Photos of one size pass the detector together, of batch_size photos' pixels at most.
     """
-    size = images.shape[2], images.shape[1]
-    found = find_faces(detector, images, settings)
-    return [boxes_of(faces, size, lambda face: settings)[0] for faces in found]
+    rows, group = [], []
+    limit = batch_size * PHOTO_SIZE[0] * PHOTO_SIZE[1]  # pixels
+    for photo, crop, image, why in images:
+        if image is None:
+            rows.append({"photo": photo, "face": 1, "method": "bad", "why": why})
+            continue
+        full = (len(group) + 1) * image.shape[0] * image.shape[1] > limit
+        if group and (full or image.shape != group[0][2].shape):
+            rows += crop_group(group, settings, device, every)
+            group = []
+        group.append((photo, crop, image))
+    return rows + (crop_group(group, settings, device, every) if group else [])
+
+
+def crop_group(images, settings, device, every):
+    """The rows of crop_photos for [(photo, crop, image)] of one size, whose crops are saved."""
+    rows, stack = [], np.stack([image for _, _, image in images])
+    size = stack.shape[2], stack.shape[1]
+    find = find_all_faces if every else find_largest_faces
+    found = find(detector_of_process(device), stack, settings["min_face_size"])
+    for (photo, crop, image), faces in zip(images, found):
+        boxes = [("mtcnn", crop_box(face, size, settings), round(prob, 6)) for face, prob in faces]
+        boxes = [face for face in boxes if face[1] is not None]
+        boxes = boxes or [("center", crop_box(None, size, settings), np.nan)]
+        for number, (method, box, prob) in enumerate(boxes, start=1):
+            path = crop if number == 1 else crop.with_stem(f"{crop.stem}_{number}")
+            save_crop(image, box, path)
+            row = {"photo": photo, "face": number, "method": method, "prob": prob, "crop": path}
+            rows.append({**row, **dict(zip(BOX, box))})
+    return rows
 
 
 def save_crop(image, box, path):
-    """Write image[box] to path in the format of its suffix, whole or not at all."""
+    """Write image[box] to path: a PNG file if it is named so, else a JPEG file."""
     x0, y0, x1, y1 = box
     buffer = io.BytesIO()
     kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
     Image.fromarray(image[y0:y1, x0:x1]).save(buffer, kind, quality=JPEG_QUALITY)
     if not path.parent.is_dir():
-        make_folder(path.parent, "give another one with --crop-dir")
+        make_folder(path.parent, "choose another --crop-dir")
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
 
 
-def equal_size_batches(sizes, batch_size):
-    """Group files of equal size into batches, the largest images first. sizes: {file: (width,
-    height)}.
+def crop_folder(data_dir, crop_dir, split):
+    """The folder of the crops of "train" or "eval"; crop_dir None means beside the photos."""
+    return Path(crop_dir or data_dir) / split / CROP_FOLDERS[split]
 
-    What memory they need is then known at once, and suffices for all that come after.
-    """
-    buckets = {}
-    for file, size in sizes.items():
-        buckets.setdefault(size, []).append(file)
-    largest_first = sorted(buckets.items(), key=lambda item: -item[0][0] * item[0][1])
-    for (width, height), files in largest_first:
-        step = max(1, min(batch_size, batch_size * PHOTO_PIXELS // (width * height)))
-        for start in range(0, len(files), step):
-            yield files[start : start + step]
+
+def read_record(folder):
+    """The settings and the manifest, {file: row}, of the crops in folder; both empty without."""
+    path = folder.parent / "crops.csv"
+    try:
+        settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        table = pd.read_csv(path, dtype=TYPES, keep_default_na=False, na_values=[""])[[*TYPES]]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, {}
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} or crops.json: damaged ({error}); delete both") from error
+    return settings, {row["file"]: row for row in table.to_dict("records")}
+
+
+def write_manifest(folder, files, done):
+    """Write the rows in done, {file: row}, in the order of files."""
+    table = pd.DataFrame([done[file] for file in files if file in done], columns=[*TYPES])
+    write_csv(folder.parent / "crops.csv", table.astype(TYPES))
+
+
+def fingerprint(path):
+    """(bytes, time of change in ns) of a file, by which the manifest tells that it has changed."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def finished_crops(folder, settings, marks):
+    """The manifest, {file: row}, of those of marks, {file: fingerprint}, that need no new crop."""
+    done = {}
+    if is_first():
+        stored, rows = read_record(folder)
+        done = {
+            file: rows[file]
+            for file, mark in marks.items()
+            if stored == settings
+            and file in rows
+            and rows[file]["method"] != "bad"  # which may have been the disk's fault
+            and (rows[file]["source_size"], rows[file]["source_mtime_ns"]) == mark
+            and (folder / file).exists()
+        }
+    return gather(done)[0]
 
 
 @contextlib.contextmanager
 def crop_lock(folder):
-    """Wait until no other command crops into folder, and keep others waiting.
-
-    The first process of a command does so for all of them.
-    """
-    if not is_first():
-        yield
-        return
+    """Wait until no other command crops into folder, and keep others waiting."""
     lock = FileLock(folder.parent / "crops.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{folder}: waiting for another command that crops to it", flush=True)
-        lock.acquire()
+    if is_first():  # on behalf of the other processes
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{folder}: waiting for another command that crops to it", flush=True)
+            lock.acquire()
     try:
         yield
     finally:
         lock.release()
 
 
-def crop_images(source, folder, files, settings, device, args):
-    """Crop source/<file> to folder/<file> for each of files that is new, changed or was lost.
+def crop_split(args, split, files, shots, settings, device):
+    """Crop the photos of "train" or "eval" that are new, changed or lost their crop, or all of them
+    if settings, from crop_settings, are others than those of the crops.
 
-    settings: from crop_settings; others than those of the crops in folder make all of them anew.
-    Returns the manifest, one row a file in the order of files, how many crops were made, and the
-    photos that can't be read: {file: why}. Raises InputError for a folder that can't be written.
+    files: relative to the split's images folder; shots: by which to count photos without a face.
+    Returns the manifest, a DataFrame with the columns in TYPES, one row a file in their order. Once
+    all others are cropped, raises InputError that names the photos that can't be read, unless
+    args.skip_bad.
     """
-    prints = {file: fingerprint(source / file) for file in files}
-
-    def what_is_there():
-        return shared(read_crops(folder, settings, prints) if is_first() else None)
-
-    done, missing = what_is_there()
-    bad = {}
+    start = time.perf_counter()
+    source = Path(args.data_dir) / split / "images"
+    folder = crop_folder(args.data_dir, args.crop_dir, split)
+    marks = {file: fingerprint(source / file) for file in files}
+    done = finished_crops(folder, settings, marks)
+    missing = len(files) - len(done)
     if missing:
-        make_folder(folder, "give another one with --crop-dir")
+        make_folder(folder, "choose another --crop-dir")
         with crop_lock(folder):
-            # Once more: perhaps another command has cropped them while this one waited.
-            done, missing = what_is_there()
-            if is_first():
-                remove_leftovers(folder, "**/.*")
-                remove_leftovers(folder.parent, ".crops.*")
-                # First the shorter manifest, then the settings: a crop of old ones never counts as
-                # new.
-                write_manifest(folder, files, done)
-                write_settings(folder, settings)
-            wait_for_all()
-            try:
-                saved = time.monotonic()
-                for file, method, box, prob in crop_each(
-                    source, folder, missing, settings, device, args, bad
-                ):
-                    done[file] = dict(zip(COLUMNS, (file, method, *box, prob, *prints[file])))
-                    if is_first() and time.monotonic() - saved > SAVE_EVERY:
-                        write_manifest(folder, files, done)
-                        saved = time.monotonic()
-                for its_done, its_bad in gathered((done, bad)):
-                    done |= its_done
-                    bad |= its_bad
-            finally:  # an error, or Ctrl-C, loses no crop that this process has finished
-                if is_first():
-                    write_manifest(folder, files, done)
-    table = pd.DataFrame([done[file] for file in files], columns=COLUMNS)
-    return table, len(missing) - len(bad), bad
+            done = finished_crops(folder, settings, marks)  # another command may have cropped
+            missing = len(files) - len(done)
+            crop_missing(args, source, folder, marks, done, settings, device)
+    manifest = pd.DataFrame([done[file] for file in files], columns=[*TYPES])
+    bad = [file for file in files if done[file]["method"] == "bad"]
+    if missing:
+        speed = (missing - len(bad)) / (time.perf_counter() - start)
+        print(f"{split}: {missing - len(bad)} photos cropped to {folder} ({speed:.1f} images/s)")
+        missed = manifest["method"] == "center"
+        print(f"{split}: {len(manifest)} photos, {missed.sum()} without a face (cropped centrally)")
+        for shot, group in missed.groupby(np.array(shots)):
+            print(f"  {shot:<16}{len(group):>6} photos{group.sum():>6} without a face")
+    problems = [f"{split}/images/{file}: {done[file]['why']}" for file in sorted(bad)]
+    if args.skip_bad:
+        print("".join(f"left out: {problem}\n" for problem in problems), end="")
+    else:
+        raise_problems(f"{args.data_dir}: {len(bad)} bad photos (or use --skip-bad)", problems)
+    return manifest
 
 
-class PhotoBatches(Dataset):
-    """Batches of photos that are cropped as they are taken: item i is, of the files in batches[i],
-    ([(file, method, box, prob)], {file that can't be read: why}).
-
-    sizes: {file: (width, height)}, equal within a batch.
-    """
-
-    def __init__(self, source, folder, batches, sizes, settings, device):
-        self.source, self.folder, self.batches, self.sizes = source, folder, batches, sizes
-        self.settings, self.device, self.detector = settings, device, None
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, number):
-        if self.detector is None:  # here, for it to be the worker's own
-            self.detector = build_detector(self.settings, self.device)
-        images, bad = {}, {}
-        for file in self.batches[number]:
-            image = try_to(load_image, self.source / file, file, bad)
-            if image is not None and image.shape[1::-1] != self.sizes[file]:
-                bad[file] = "changed while it was read"
-            elif image is not None:
-                images[file] = image
-        return self.cut_out(images) if images else [], bad
-
-    def cut_out(self, images):
-        """Crop images, {file: uint8 array (H, W, 3)} of one size, to the folder."""
-        results = find_boxes(self.detector, np.stack(list(images.values())), self.settings)
-        for (file, image), (_, box, _) in zip(images.items(), results):
-            save_crop(image, box, self.folder / file)
-        return [(file, *result) for file, result in zip(images, results)]
-
-
-def try_to(read, path, file, bad):
-    """read(path); where that is an InputError, None, and bad[file] says why."""
-    try:
-        return read(path)
-    except InputError as error:
-        bad[file] = str(error).removeprefix(f"{path}: ")
-        return None
-
-
-def crop_each(source, folder, files, settings, device, args, bad):
-    """Crop source/<file> to folder/<file>; yields (file, method, box, prob) once each is on disk.
-
-    Each process takes every world-th batch, so that the batches are those of one process. Photos
-    that can't be read come last, as method "bad", and go into the dict bad: {file: why}.
-    """
-    sizes = {}
+def crop_missing(args, source, folder, marks, done, settings, device):
+    """Crop the files of marks that are not in done, and add their rows to it."""
     if is_first():
-        with ThreadPoolExecutor(max(1, args.num_workers)) as pool:  # for disks that are far away
-            sizes = pool.map(lambda file: try_to(upright_size, source / file, file, bad), files)
-            sizes = {file: size for file, size in zip(files, sizes) if size is not None}
-    sizes, its_bad = shared((sizes, bad))
-    bad |= its_bad
-    fetch_detector(settings)
-    batch_size = args.crop_batch_size or config.CROP_BATCH_SIZES[device.type]
-    batches = list(equal_size_batches(sizes, batch_size))[rank() :: world_size()]
-    workers = min(args.num_workers, len(batches) - 1) if batches else 0
-    if device.type == "cuda":  # of which each takes a detector's memory there
-        workers = min(workers, 4)
-    loader = DataLoader(
-        PhotoBatches(source, folder, batches, sizes, settings, device),
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=leave_ctrl_c_to_the_parent,
-        generator=torch.Generator(),  # what a loader draws is not to change what a training draws
-        # A forked process can't use the GPU.
-        multiprocessing_context="spawn" if workers and device.type == "cuda" else None,
-    )
-    count = sum(map(len, batches))
-    with tqdm(total=count, desc="crop", unit="images", disable=progress_off()) as progress:
-        for rows, its_bad in loader:
-            bad |= its_bad
-            yield from rows
-            progress.update(len(rows))
-    for file in bad:
-        (folder / file).unlink(missing_ok=True)  # of a time when the photo was good
-        yield file, "bad", (None,) * 4, np.nan
+        remove_leftovers(folder, "**/.*")
+        remove_leftovers(folder.parent, ".crops.*")
+        if read_record(folder)[0] not in ({}, settings):
+            print(f"{folder}: made with other settings, cropping anew")
+        write_manifest(folder, marks, done)  # before the settings: an old crop never counts as new
+        write_json(folder.parent / "crops.json", settings)
+    gather(None)  # the other processes wait
+    files = {source / file: file for file in marks if file not in done}
+    saved = time.monotonic()
+    try:
+        photos = [(photo, folder / file) for photo, file in files.items()]
+        for row in crop_photos(photos, settings, device, args):
+            file = files[row["photo"]]
+            size, mtime_ns = marks[file]
+            done[file] = {**row, "file": file, "source_size": size, "source_mtime_ns": mtime_ns}
+            if row["method"] == "bad":
+                (folder / file).unlink(missing_ok=True)  # of the photo as it was before
+            if is_first() and time.monotonic() - saved > SAVE_EVERY:
+                write_manifest(folder, marks, done)
+                saved = time.monotonic()
+        for share in gather(done):
+            done |= share
+    finally:  # an error or Ctrl-C keeps the crops that are made
+        if is_first():
+            write_manifest(folder, marks, done)
 
 
-def crop_sets(args, sets, settings, device, report=False):
-    """Crop what is missing of each set; print a summary of those where anything was.
-
-    sets: (split, files, shots): split is "train" or "eval", files are relative to its images
-    folder, shots are a name each, to count misses by; report: print the summary in any case.
-    Returns a manifest for each set, in the order of its files. Raises InputError that names the
-    photos that can't be read, all others of all sets being done, unless args.skip_bad.
-    """
-    manifests, problems = [], []
-    for split, files, shots in sets:
-        start = time.perf_counter()
-        source = Path(args.data_dir) / split / "images"
-        folder = crop_folder(args.data_dir, args.crop_dir, split)
-        manifest, made, bad = crop_images(source, folder, files, settings, device, args)
-        if made:
-            speed = made / (time.perf_counter() - start)
-            print(f"{split}: {made} photos cropped to {folder} ({speed:.1f} images/s)")
-        if made or report or bad:
-            print_summary(split, manifest, shots)
-        manifests.append(manifest)
-        problems += [f"{split}/images/{file}: {why}" for file, why in bad.items()]
-    if not args.skip_bad:
-        where = f"{args.data_dir}: {len(problems)} bad photos (--skip-bad does without them)"
-        raise_problems(where, sorted(problems))
-    return manifests
+# fmt: off
+def add_crop_arguments(parser):
+    """Add the arguments that decide how photos are cropped."""
+    add = parser.add_argument_group("face crops, in pixels of a photo of 384 x 512").add_argument
+    add("--min-face-size", type=cli.positive_int, default=config.CROP["min_face_size"],
+        help="smallest face that is looked for, in pixels of any photo (default: %(default)s)")
+    add("--margin-x", type=cli.natural_int, default=config.CROP["margin_x"],
+        help="added left and right of the face's box (default: %(default)s)")
+    add("--margin-y", type=cli.natural_int, default=config.CROP["margin_y"],
+        help="added above and below the face's box (default: %(default)s)")
+    add("--center-size", type=cli.positive_int, default=config.CROP["center_size"],
+        help="side of the central crop of a photo without a face (default: %(default)s)")
+    add_crop_batch_size(add)
 
 
-def print_summary(split, manifest, shots):
-    """Print how many of the images have no face, in all and by shot, and how many are bad."""
-    missed, bad = manifest["method"] == "center", manifest["method"] == "bad"
-    print(f"{split}: {len(manifest)} images, {missed.sum()} without a face (cropped centrally)")
-    for shot, group in missed.groupby(np.array(shots)):
-        print(f"  {shot:<16}{len(group):>6} images{group.sum():>6} without a face")
-    if bad.any():
-        print(f"  bad photos, in no crop: {bad.sum()}, first {manifest['file'][bad].iloc[0]}")
+def add_crop_batch_size(add):
+    """Add --crop-batch-size, with add, an add_argument method."""
+    add("--crop-batch-size", type=cli.positive_int,
+        help="photos of 384 x 512 the detector takes at once (default: 8 on a CPU, 32 on a GPU)")
+
+
+def get_args_parser():
+    parser = cli.ArgumentParser("python -m data.crop", description="Crop the face of every photo.")
+    cli.add_data_arguments(parser.add_argument)
+    parser.add_argument("--split", choices=("train", "eval", "both"), default="both",
+        help="which photos (default: %(default)s)")
+    cli.add_machine_arguments(parser.add_argument)
+    add_crop_arguments(parser)
+    return parser
+# fmt: on
 
 
 def main():
     args = get_args_parser().parse_args()
-    # Photos of many sizes make many convolutions, of which oneDNN would keep 1024 ready.
+    # Photos of many sizes make many convolutions, of which oneDNN would keep 1024 in memory.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     device = join_processes(args.device)
-    settings = crop_settings(args)
-    # Both lists before any work: what is wrong with them shows at once.
-    sets = []
-    if args.split != "eval":
-        images = list_train_images(args.data_dir)
-        sets.append(("train", images["file"].tolist(), images["shot"].tolist()))
+    images = list_train_images(args.data_dir)  # for eval too: its margins follow the train faces
+    splits = {"train": (images["file"], images["shot"])}
     if args.split != "train":
-        info = read_info(args.data_dir)
-        sets.append(("eval", info["ImageID"].tolist(), ["any shot"] * len(info)))
-    crop_sets(args, sets, settings, device, report=True)
+        files = read_info(args.data_dir)["ImageID"]
+        splits["eval"] = files, files.map(lambda _: "any shot")
+    settings = crop_settings(args, images["file"].tolist(), device)
+    for split in splits if args.split == "both" else [args.split]:
+        manifest = crop_split(args, split, *splits[split], settings, device)
+        print(f"{split}: {len(manifest)} photos are cropped")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli.run(main, "the same command goes on")

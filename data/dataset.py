@@ -1,158 +1,186 @@
-"""From labelled photos to batches: the door through which train.py and test.py read data."""
+"""From labelled crops to batches: the door through which train.py and test.py read data."""
 
+import contextlib
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from tqdm import tqdm
 
-from data.augment import apply_transform, build_transform
-from data.cache import ImageCache, cache_limit
-from data.crop import crop_sets, crop_settings
+from config import config
+from data.augment import augment, build_augmentation, resize
+from data.crop import crop_folder
 from data.images import load_image
 from data.labels import head_labels
-from data.manifest import crop_folder
-from utils.cli import InputError, leave_ctrl_c_to_the_parent
-from utils.distributed import rank, world_size
+from utils.cli import InputError, start_worker
+from utils.device import gather, is_first, progress_off, rank, world_size
+from utils.files import atomic_write
+
+
+class CropFiles:
+    """Crops as a sequence of uint8 RGB arrays (H, W, 3), read from their files when asked for."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, i):
+        try:
+            return load_image(self.paths[i])
+        except InputError as error:
+            raise InputError(f"{error}; delete this crop to have it made anew") from error
+
+
+@lru_cache(maxsize=2)
+def map_file(path):
+    """The array in a .npy file, mapped to memory by each process for itself."""
+    return np.load(path, mmap_mode="r")
+
+
+class ResizedCrops:
+    """Rows of a file of resize_crops as a sequence of uint8 RGB arrays (side, side, 3)."""
+
+    def __init__(self, path, rows):
+        self.path, self.rows = path, rows
+        map_file(path)  # stays readable if other crops replace the file
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return np.array(map_file(self.path)[self.rows[i]])
 
 
 class FaceDataset(Dataset):
-    """Cropped faces at one or more sizes, each with its label.
+    """Face crops at one or more sizes, augmented, each with its label.
 
-    files: paths of crops; labels: int64 (N,); transforms: from build_transform, one a size.
-    An item's key is (epoch, index); its pixels depend on these, seed and the transform's place
-    in the list alone, so that a transform listed twice gives two views. cache: an ImageCache of
-    its images at the one size of the transforms, or None.
-    Items: one uint8 RGB tensor (resize, resize, 3) per transform, then the label.
+    crops: CropFiles or ResizedCrops; labels: int64 (N,); views: [(side in pixels, augmentation
+    name)]; seed: of the augmentation, whose pixels depend on seed, epoch, i and view alone.
+    Items: a uint8 RGB tensor (side, side, 3) for each view, then the label.
     """
 
-    def __init__(self, files, labels, transforms, seed=0, cache=None):
-        self.files, self.labels, self.transforms, self.seed = files, labels, transforms, seed
-        self.cache = cache
+    def __init__(self, crops, labels, views, seed=0):
+        self.crops, self.labels, self.seed = crops, labels, seed
+        self.views = [(side, build_augmentation(name)) for side, name in views]
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by all workers
+
+    def set_epoch(self, epoch):
+        """Have the next pass augment otherwise than the last one."""
+        self.epoch.fill_(epoch)
 
     def __len__(self):
-        return len(self.files)
+        return len(self.crops)
 
-    def __getitem__(self, key):
-        epoch, index = key
-        image = self.load(index)
+    def __getitem__(self, i):
+        crop, epoch = self.crops[i], self.epoch.item()
+        # Views count from 1: numpy takes [1, 2] and [1, 2, 0] for the same seed.
         images = (
-            # Places count from 1: numpy takes [1, 2] and [1, 2, 0] for one seed.
-            torch.from_numpy(apply_transform(transform, image, [self.seed, epoch, index, place]))
-            for place, transform in enumerate(self.transforms, start=1)
+            torch.from_numpy(augment(steps, resize(crop, side), [self.seed, epoch, i, view]))
+            for view, (side, steps) in enumerate(self.views, start=1)
         )
-        return *images, self.labels[index]
-
-    def load(self, index):
-        """The crop at index, uint8 (H, W, 3): at its own size, or at the cache's if there is one.
-
-        Raises InputError when it can't be read.
-        """
-        if self.cache and (image := self.cache.get(index)) is not None:
-            return image
-        try:
-            image = load_image(self.files[index])
-        except InputError as error:
-            raise InputError(f"{error}; delete this crop and it is made anew") from error
-        if self.cache:
-            image = self.cache.put(index, image)
-        return image
-
-
-class EpochBatches(Sampler):
-    """Yields this process's part of each batch: lists of the keys (epoch, index) of a FaceDataset.
-
-    train: in an order shuffled anew in each epoch, each process taking every world-th image of
-    every batch. Otherwise in order, each process taking every world-th batch as a whole.
-    Set .epoch before each pass: it travels to the workers with each key, so that they can live
-    through all epochs. sizes: the images in each batch, of all processes together.
-    """
-
-    def __init__(self, count, batch_size, train, seed):
-        self.count, self.train, self.seed, self.epoch = count, train, seed, 0
-        self.rank, self.world = rank(), world_size()
-        self.sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
-        if train and len(self.sizes) > 1 and self.sizes[-1] < self.world:
-            self.sizes[-2:] = [sum(self.sizes[-2:])]  # no process goes without an image
-
-    def __len__(self):
-        return len(self.sizes if self.train else self.sizes[self.rank :: self.world])
-
-    def __iter__(self):
-        order = np.arange(self.count)
-        if self.train:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        batches = np.split(order, np.cumsum(self.sizes)[:-1])
-        if self.train:
-            batches = (batch[self.rank :: self.world] for batch in batches)
-        else:
-            batches = batches[self.rank :: self.world]
-        for batch in batches:
-            yield [(self.epoch, index) for index in batch.tolist()]
+        return *images, self.labels[i]
 
 
 def build_loader(dataset, batch_size, num_workers, device, train=False):
-    """A DataLoader over dataset whose batch sampler, at .batch_sampler, is an EpochBatches."""
+    """A DataLoader of this process's share of dataset: if train, of a shuffled epoch; otherwise
+    every world_size()-th batch, for gather_batches. batch_size: of all processes together.
+    """
+    if train:
+        sampler = DistributedSampler(dataset, world_size(), rank(), seed=dataset.seed)
+        batches = {"sampler": sampler, "batch_size": batch_size // world_size()}
+    else:
+        order = torch.arange(len(dataset)).split(batch_size)
+        batches = {"batch_sampler": [batch.tolist() for batch in order[rank() :: world_size()]]}
     return DataLoader(
         dataset,
-        batch_sampler=EpochBatches(len(dataset), batch_size, train, dataset.seed),
+        **batches,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        worker_init_fn=leave_ctrl_c_to_the_parent,
+        worker_init_fn=start_worker,
         pin_memory=device.type == "cuda",
-        # A loader draws a seed now and then, how often depends on its workers: not from the
-        # generator that dropout uses.
-        generator=torch.Generator(),
+        generator=torch.Generator(),  # else loaders would change what dropout draws
     )
 
 
-def load_fold(images, args, device):
-    """The train and valid DataLoaders of args.target and args.fold, the valid photos and a digest;
-    crops what is missing.
-
-    images: from list_train_images, with the column fold. Train labels use args.age_border, or are
-    ages in years for the loss age_distribution; valid labels use the official border. The valid
-    photos are rows of images, in the loader's order, with the manifest's column method; the digest
-    is one string that other photos or labels would change. Raises InputError for bad data.
+def resize_crops(folder, manifest, side, num_workers):
+    """Resize all crops of a manifest once, into a file beside them that training maps to memory:
+    uint8 (photos, side, side, 3). Returns its path, which changes when the crops do.
     """
-    photos = ("train", images["file"].tolist(), images["shot"].tolist())
-    [manifest] = crop_sets(args, [photos], crop_settings(args), device)
-    # Its size tells whether a photo is the same, on another machine, too.
-    images = images.assign(source_size=manifest["source_size"].to_numpy())
-    good = (manifest["method"] != "bad").to_numpy()  # all, but with --skip-bad
-    images, methods = images[good], manifest["method"].to_numpy()[good]
-    folder = crop_folder(args.data_dir, args.crop_dir, "train")
+    digest = hashlib.sha256(manifest.to_csv(index=False).encode()).hexdigest()[:16]
+    path = folder.parent / f"resized_{side}.{digest}.npy"
+    if is_first() and not path.exists():
+        crops = CropFiles([folder / file for file in manifest["file"]])
+        with atomic_write(path) as file, ThreadPoolExecutor(max(1, num_workers)) as pool:
+            shape = (len(crops), side, side, 3)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            parts = torch.arange(len(crops)).split(256)  # all at once would fill the memory
+            for part in tqdm(parts, "resize", unit="x 256 photos", disable=progress_off()):
+                for image in pool.map(lambda i: resize(crops[i], side), part.tolist()):
+                    file.write(image.data)
+        for other in folder.parent.glob(f"resized_{side}.*.npy"):
+            if other != path:
+                with contextlib.suppress(PermissionError):  # on Windows, while a training reads it
+                    other.unlink()
+    gather(None)  # the other processes wait for the first one
+    return path
 
-    # In a run of one epoch, no image is read twice.
-    gigabytes = 0 if args.epochs == 1 else args.cache
-    memory = cache_limit(gigabytes, len(images) * args.resize**2 * 3)
 
-    def loader(rows, labels, augment, train=False):
-        nonlocal memory
-        cache = ImageCache(len(rows), args.resize, memory)
-        memory -= cache.nbytes
-        dataset = FaceDataset(
-            [folder / file for file in rows["file"]],
-            labels,
-            [build_transform(args.resize, augment)],
-            args.seed,
-            cache,
-        )
-        return build_loader(dataset, args.batch_size, args.num_workers, device, train)
+def load_fold(images, manifest, args, device):
+    """The train and the val DataLoader of args.target and args.fold, the val photos, in the
+    loader's order, and a digest that other photos or labels would change.
 
-    is_valid = images["fold"] == args.fold
-    train, valid = images[~is_valid], images[is_valid]
-    if train.empty or valid.empty:
+    images: list_train_images with a column fold; manifest: from crop_split, for the same rows.
+    Train labels use args.age_border or, for the loss age_distribution, are ages in years; val
+    labels use the official border. The val photos have the manifest's method.
+    """
+    columns = manifest[["method", "source_size"]].set_axis(images.index)
+    readable = (columns["method"] != "bad").to_numpy()  # all, unless args.skip_bad
+    images, manifest = images.join(columns)[readable], manifest[readable]
+    digest = hashlib.sha256(images.drop(columns="method").to_csv(index=False).encode()).hexdigest()
+    is_val = (images["fold"] == args.fold).to_numpy()
+    train, val = images[~is_val], images[is_val]
+    if train.empty or val.empty:
         raise InputError(f"{args.data_dir}: no readable photos are left to train or validate on")
-    if len(train) < world_size():
-        raise InputError(f"{args.data_dir}: fewer photos to train on than processes")
-    if args.loss == "age_distribution":
-        train_labels = train["age"].to_numpy(dtype=np.int64)
-    else:
+    train_labels = train["age"].to_numpy(dtype=np.int64)
+    if args.loss != "age_distribution":
         train_labels = head_labels(train, args.target, args.age_border)
-    return (
-        loader(train, train_labels, args.augment, train=True),
-        loader(valid, head_labels(valid, args.target), "none"),
-        valid.assign(method=methods[is_valid.to_numpy()]),
-        hashlib.sha256(images.to_csv(index=False, lineterminator="\n").encode()).hexdigest(),
+
+    folder = crop_folder(args.data_dir, args.crop_dir, "train")
+    if args.no_cache:
+        train_crops = CropFiles([folder / file for file in train["file"]])
+        val_crops = CropFiles([folder / file for file in val["file"]])
+    else:
+        path = resize_crops(folder, manifest, args.resize, args.num_workers)
+        train_crops = ResizedCrops(path, np.flatnonzero(~is_val))
+        val_crops = ResizedCrops(path, np.flatnonzero(is_val))
+    train_set = FaceDataset(train_crops, train_labels, [(args.resize, args.augment)], args.seed)
+    val_set = FaceDataset(val_crops, head_labels(val, args.target), [(args.resize, "none")])
+    train_loader = build_loader(train_set, args.batch_size, args.num_workers, device, train=True)
+    val_loader = build_loader(val_set, args.batch_size, args.num_workers, device)
+    return train_loader, val_loader, val, digest
+
+
+def val_predictions(photos, logits, target):
+    """The table val_predictions.csv, a row a photo.
+
+    photos: the val photos of load_fold; logits: float tensor (N, C) of the head.
+    Columns: file; person (an id's photos); shot; method (center: no face was found); gender and age
+    as labelled; label and predicted; p_<class>, probabilities; loss, -ln of the label's.
+    """
+    names = np.array(config.CLASSES[target])
+    labels = head_labels(photos, target)
+    log_probs = logits.double().log_softmax(dim=1).numpy()
+    table = photos[["file", "group", "shot", "method", "gender", "age"]].rename(
+        columns={"group": "person"}
     )
+    table["label"], table["predicted"] = names[labels], names[log_probs.argmax(axis=1)]
+    for name, column in zip(names, np.exp(log_probs).round(6).T):
+        table[f"p_{name}"] = column
+    table["loss"] = -log_probs[np.arange(len(labels)), labels].round(6)
+    return table

@@ -1,18 +1,16 @@
-"""Find faces with facenet_pytorch's MTCNN, several times faster: all of a photo or its largest.
+"""Find faces with facenet_pytorch's MTCNN, several times faster.
 
 Networks, thresholds and resampling are the package's (Zhang et al. 2016, "Joint Face Detection and
-Alignment Using Multi-task Cascaded Convolutional Networks"). The arrangement is not: photos pass
-all three stages in batches, areas are averaged through a summed-area table (Crow 1984), the last
-and costly network looks at one candidate a face unless that one fails, and the fine and costly
-levels of the image pyramid are for photos in which the coarse ones find no face. It finds the same
-faces, nearly all in the same boxes.
+Alignment Using Multi-task Cascaded Convolutional Networks"), and so are the faces and nearly all
+boxes. But photos pass in batches; areas are averaged through a summed-area table (Crow 1984); the
+last, costly network looks at one candidate a face first; and so do the coarse, cheap levels of the
+image pyramid, before the fine ones.
 """
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.ops import batched_nms
 
 FACTOR = 0.709  # from a level of the pyramid to the next
 THRESHOLDS = (0.6, 0.7, 0.7)
@@ -20,15 +18,85 @@ THRESHOLDS = (0.6, 0.7, 0.7)
 LARGE_FACE = 1 / 4
 # Candidates that overlap this much (intersection over union) count as one face.
 SAME_FACE = 0.6
-# If no smaller faces than this are asked for, in pixels, a photo of half the size shows them all.
+# If no smaller faces than this are looked for, in pixels, a photo of half the size shows them all.
 HALF_SIZE_FACE = 40
 PACKAGE_FACE = 20  # the package's min_face_size
 
 
-def pyramid(height, width, min_face_size):
-    """The scales at which the first network, which sees faces of 12 pixels, is run.
+def build_detector(device):
+    """The package's MTCNN on device; its weights come with it."""
+    from facenet_pytorch import MTCNN
 
-    They are the package's without those for smaller faces: others would shift all boxes a little.
+    return pad_channels(MTCNN(device=device))
+
+
+def find_largest_faces(mtcnn, images, min_face_size):
+    """The largest face of each photo, in a list that is empty without one.
+
+    mtcnn: from build_detector; images: uint8 RGB array (N, H, W, 3); min_face_size: in pixels.
+    Returns for each photo [(box, probability)], box being four floats x0, y0, x1, y1 in pixels.
+    """
+    height, width = images.shape[1:3]
+    scales = pyramid(height, width, min_face_size)
+    coarse = [scale for scale in scales if 12 / scale >= LARGE_FACE * min(height, width)]
+    found = detect(mtcnn, images, coarse) if coarse else [[] for _ in images]
+    missed = [number for number, faces in enumerate(found) if not faces]
+    if scales and missed:
+        halve = min_face_size >= HALF_SIZE_FACE
+        size = (width // 2, height // 2) if halve else (width, height)
+        zoom = [width / size[0], height / size[1]] * 2
+        # Few at a time: a photo's finest level has many times the pixels of its coarse ones.
+        step = 8 if halve else 2
+        for chunk in (missed[start : start + step] for start in range(0, len(missed), step)):
+            photos = images[chunk]
+            if halve:
+                photos = np.stack([cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+                                   for photo in photos])  # fmt: skip
+            for number, faces in zip(chunk, detect(mtcnn, photos, [s * zoom[0] for s in scales])):
+                found[number] = [(tuple(x * by for x, by in zip(box, zoom)), prob)
+                                 for box, prob in faces]  # fmt: skip
+    return [faces[:1] for faces in found]
+
+
+def find_all_faces(mtcnn, images, min_face_size):
+    """As find_largest_faces, but all faces of each photo, after the one it finds."""
+    largest = find_largest_faces(mtcnn, images, min_face_size)
+    scales = pyramid(*images.shape[1:3], min_face_size)
+    if not scales:
+        return largest
+    found = detect(mtcnn, images, scales, same_face=1)
+    return [
+        first + [face for face in faces if not first or overlap(face[0], first[0][0]) <= 0.5]
+        for first, faces in zip(largest, found)
+    ]
+
+
+@torch.inference_mode()
+def detect(mtcnn, images, scales, same_face=SAME_FACE):
+    """What MTCNN(select_largest=True).detect finds with a pyramid of these scales, at least one,
+    as find_largest_faces returns it. same_face: with 1, the last network looks at all candidates,
+    and all boxes are the package's own; below, only the first face is dependable.
+    """
+    table = sum_table(images, mtcnn.device)
+    faces = [[] for _ in images]
+    boxes, image = propose(mtcnn.pnet, table, scales, THRESHOLDS[0])
+    if len(boxes):
+        offsets, probs = look_closer(mtcnn.rnet, table, boxes, image, 24)
+        kept = (probs > THRESHOLDS[1]).nonzero()[:, 0]
+        kept = kept[suppress(boxes[kept], probs[kept], image[kept], 0.7)]
+        boxes, image, probs = square(moved(boxes[kept], offsets[kept], 1)), image[kept], probs[kept]
+        best = torch.zeros_like(image, dtype=torch.bool)
+        best[suppress(boxes, probs, image, same_face)] = True
+        add_faces(mtcnn.onet, table, boxes[best], image[best], faces)
+        found = torch.tensor([bool(of_photo) for of_photo in faces], device=image.device)
+        rest = ~best & ~found[image]
+        add_faces(mtcnn.onet, table, boxes[rest], image[rest], faces)
+    return [sorted(of_photo, key=lambda face: -area(face[0])) for of_photo in faces]
+
+
+def pyramid(height, width, min_face_size):
+    """The package's scales for its first network, which sees faces of 12 pixels, that are not for
+    faces below min_face_size.
     """
     scales, scale = [], 12 / min(min_face_size, PACKAGE_FACE)
     while min(height, width) * scale >= 12:
@@ -38,16 +106,63 @@ def pyramid(height, width, min_face_size):
     return scales
 
 
+def propose(network, table, scales, threshold):
+    """Where the first network sees faces: boxes (K, 4) and the image of each (K,)."""
+    count, height, width = table.shape[0], table.shape[1] - 1, table.shape[2] - 1
+    images = torch.arange(count, device=table.device)
+    whole = images.new_tensor([0, 0, width, height]).expand(count, 4)
+    found = []
+    for scale in scales:
+        size = int(height * scale + 1), int(width * scale + 1)
+        offsets, probs = network(area_resize(table, images, whole, *size))
+        probs = probs[:, 1]
+        image, row, column = (probs >= threshold).nonzero(as_tuple=True)
+        corner = torch.stack([column, row], dim=1) * 2 + 1
+        boxes = (torch.cat([corner, corner + 11], dim=1) / scale).floor()
+        scores, offsets = probs[image, row, column], offsets[image, :, row, column]
+        kept = suppress(boxes, scores, image, 0.5)
+        found.append([x[kept] for x in (boxes, offsets, scores, image)])
+    boxes, offsets, scores, image = map(torch.cat, zip(*found))
+    kept = suppress(boxes, scores, image, 0.7)
+    return square(moved(boxes[kept], offsets[kept])), image[kept]
+
+
+def look_closer(network, table, boxes, which, side):
+    """Run a later network on the pixels in boxes. Returns its offsets (K, 4) and probs (K,)."""
+    height, width = table.shape[1] - 1, table.shape[2] - 1
+    # As in the package: corners count from 1, and what leaves the photo is cut off.
+    corners = boxes.trunc().long()
+    limit = corners.new_tensor([width, height])
+    low = (corners[:, :2].clamp(min=1) - 1).minimum(limit - 1)
+    high = corners[:, 2:].minimum(limit).maximum(low + 1)
+    faces = area_resize(table, which, torch.cat([low, high], dim=1), side, side)
+    outputs = network(faces)  # offsets, the last network's landmarks, probabilities
+    return outputs[0], outputs[-1][:, 1]
+
+
+def add_faces(network, table, boxes, image, faces):
+    """Add the faces that the last network sees in boxes to its image's list, (box, prob) each."""
+    if not len(boxes):
+        return
+    offsets, probs = look_closer(network, table, boxes, image, 48)
+    kept = (probs > THRESHOLDS[2]).nonzero()[:, 0]
+    kept = kept[probs[kept].argsort(descending=True)]
+    boxes = moved(boxes[kept], offsets[kept], 1)
+    for box, prob, number in zip(boxes.tolist(), probs[kept].tolist(), image[kept].tolist()):
+        if all(overlap(box, other) <= 0.7 for other, _ in faces[number]):
+            faces[number].append((box, prob))
+
+
 def sum_table(images, device):
     """uint8 array (N, H, W, 3) -> int32 tensor (N, H + 1, W + 1, 3) on device: the sum of all
-    pixels above and left of each place. It may overflow; differences of sums don't mind.
+    pixels above and to the left, modulo 2^32, which differences of sums undo.
     """
-    if device.type == "cpu":  # OpenCV's is 30 times faster there than torch's
+    if device.type == "cpu":  # OpenCV's is 30 times as fast there as PyTorch's
         count, height, width, _ = images.shape
-        table = np.empty((count, height + 1, width + 1, 3), np.int32)
-        for image, its in zip(images, table):
-            cv2.integral(image, sum=its)
-        return torch.from_numpy(table)
+        tables = np.empty((count, height + 1, width + 1, 3), np.int32)
+        for image, table in zip(images, tables):
+            cv2.integral(image, sum=table)
+        return torch.from_numpy(tables)
     table = torch.from_numpy(images).to(device).cumsum(1, dtype=torch.int32).cumsum(2)
     return F.pad(table.int(), (0, 0, 1, 0, 1, 0))
 
@@ -83,6 +198,13 @@ def area_resize(table, which, boxes, height, width):
     return (sums / count).sub_(127.5).mul_(0.0078125).permute(0, 3, 1, 2)
 
 
+def suppress(boxes, scores, image, threshold):
+    """Non-maximum suppression within each image: the indices of the boxes that are kept."""
+    from torchvision.ops import batched_nms  # whose import takes a second
+
+    return batched_nms(boxes, scores, image, threshold)
+
+
 def square(boxes):
     """Boxes made square around their centres, float (K, 4)."""
     side = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
@@ -91,154 +213,32 @@ def square(boxes):
 
 
 def moved(boxes, offsets, extra=0):
-    """Boxes moved by a network's offsets, which count in widths and heights of the box."""
+    """Boxes moved by a network's offsets, which are in widths and heights of the box."""
     side = boxes[:, 2:] - boxes[:, :2] + extra
     return boxes + offsets * side.repeat(1, 2)
 
 
-def look_closer(network, table, boxes, which, side):
-    """Run a later network on the pixels in boxes. Returns its offsets (K, 4) and probs (K,)."""
-    height, width = table.shape[1] - 1, table.shape[2] - 1
-    # As in the package: corners count from 1, and what leaves the photo is cut off.
-    corners = boxes.trunc().long()
-    limit = corners.new_tensor([width, height])
-    low = (corners[:, :2].clamp(min=1) - 1).minimum(limit - 1)
-    high = corners[:, 2:].minimum(limit).maximum(low + 1)
-    faces = area_resize(table, which, torch.cat([low, high], dim=1), side, side)
-    outputs = network(faces)  # offsets and probabilities, the last network's landmarks between
-    return outputs[0], outputs[-1][:, 1]
-
-
-def propose(network, table, scales, threshold):
-    """Where the first network sees faces: boxes (K, 4), scores and the image of each (K,)."""
-    count, height, width = table.shape[0], table.shape[1] - 1, table.shape[2] - 1
-    images = torch.arange(count, device=table.device)
-    whole = images.new_tensor([0, 0, width, height]).expand(count, 4)
-    found = []
-    for scale in scales:
-        size = int(height * scale + 1), int(width * scale + 1)
-        offsets, probs = network(area_resize(table, images, whole, *size))
-        probs = probs[:, 1]
-        image, row, column = (probs >= threshold).nonzero(as_tuple=True)
-        corner = torch.stack([column, row], dim=1) * 2 + 1
-        boxes = (torch.cat([corner, corner + 11], dim=1) / scale).floor()
-        scores, offsets = probs[image, row, column], offsets[image, :, row, column]
-        kept = batched_nms(boxes, scores, image, 0.5)
-        found.append([x[kept] for x in (boxes, offsets, scores, image)])
-    boxes, offsets, scores, image = map(torch.cat, zip(*found))
-    kept = batched_nms(boxes, scores, image, 0.7)
-    return square(moved(boxes[kept], offsets[kept])), image[kept]
-
-
-def overlap(one, other):
+def overlap(box, other):
     """The share of the smaller box, counted in whole pixels, that both cover."""
-    corners = (*map(max, one[:2], other[:2]), *map(min, one[2:], other[2:]))
-    return area(corners, 1) / min(area(one, 1), area(other, 1))
+    corners = (*map(max, box[:2], other[:2]), *map(min, box[2:], other[2:]))
+    return area(corners, 1) / min(area(box, 1), area(other, 1))
 
 
 def area(box, extra=0):
+    """The area of a box x0, y0, x1, y1; 0 for one whose corners are swapped."""
     x0, y0, x1, y1 = box
     return max(0, x1 - x0 + extra) * max(0, y1 - y0 + extra)
 
 
-@torch.inference_mode()
-def detect(mtcnn, images, scales, same_face=SAME_FACE):
-    """What MTCNN(select_largest=True).detect finds with a pyramid of these scales.
-
-    images: uint8 RGB array (N, H, W, 3); scales: from pyramid, at least one; same_face: with 1, the
-    last network looks at all candidates, and the boxes are the package's own.
-    Returns for each photo a list of its faces, the largest first, as pairs of a box, four floats
-    x0, y0, x1, y1, and its probability. With same_face below 1 only the first is dependable.
-    """
-    table = sum_table(images, mtcnn.device)
-    faces = [[] for _ in images]
-    boxes, image = propose(mtcnn.pnet, table, scales, THRESHOLDS[0])
-    if len(boxes):
-        offsets, probs = look_closer(mtcnn.rnet, table, boxes, image, 24)
-        kept = (probs > THRESHOLDS[1]).nonzero()[:, 0]
-        kept = kept[batched_nms(boxes[kept], probs[kept], image[kept], 0.7)]
-        boxes, image, probs = square(moved(boxes[kept], offsets[kept], 1)), image[kept], probs[kept]
-        best = torch.zeros_like(image, dtype=torch.bool)
-        best[batched_nms(boxes, probs, image, same_face)] = True
-        add_faces(mtcnn.onet, table, boxes[best], image[best], faces)
-        found = torch.tensor([bool(its) for its in faces], device=image.device)
-        rest = ~best & ~found[image]
-        add_faces(mtcnn.onet, table, boxes[rest], image[rest], faces)
-    return [sorted(found, key=lambda face: -area(face[0])) for found in faces]
-
-
-def add_faces(network, table, boxes, image, faces):
-    """Add the faces that the last network sees in boxes to its image's list, (box, prob) each."""
-    if not len(boxes):
-        return
-    offsets, probs = look_closer(network, table, boxes, image, 48)
-    kept = (probs > THRESHOLDS[2]).nonzero()[:, 0]
-    kept = kept[probs[kept].argsort(descending=True)]
-    boxes = moved(boxes[kept], offsets[kept], 1)
-    for box, prob, number in zip(boxes.tolist(), probs[kept].tolist(), image[kept].tolist()):
-        if all(overlap(box, other) <= 0.7 for other, _ in faces[number]):
-            faces[number].append((box, prob))
-
-
-def find_largest_faces(mtcnn, images, min_face_size):
-    """The largest face of each photo, a list of one pair or none as detect gives it.
-
-    The coarse levels of the pyramid come first, then, where these find nothing, all levels, at half
-    size if min_face_size (in pixels) permits.
-    """
-    height, width = images.shape[1:3]
-    scales = pyramid(height, width, min_face_size)
-    coarse = [scale for scale in scales if 12 / scale >= LARGE_FACE * min(height, width)]
-    found = detect(mtcnn, images, coarse) if coarse else [[] for _ in images]
-    missed = [number for number, faces in enumerate(found) if not faces]
-    if scales and missed:
-        halve = min_face_size >= HALF_SIZE_FACE
-        size = (width // 2, height // 2) if halve else (width, height)
-        zoom = [width / size[0], height / size[1]] * 2
-        # Few at a time: a photo's finest level has many times the pixels of its coarse ones.
-        step = 8 if halve else 2
-        for chunk in (missed[start : start + step] for start in range(0, len(missed), step)):
-            photos = images[chunk]
-            if halve:
-                photos = np.stack(
-                    [cv2.resize(one, size, interpolation=cv2.INTER_AREA) for one in photos]
-                )
-            for number, faces in zip(chunk, detect(mtcnn, photos, [s * zoom[0] for s in scales])):
-                found[number] = [(tuple(x * by for x, by in zip(box, zoom)), prob)
-                                 for box, prob in faces]  # fmt: skip
-    return [faces[:1] for faces in found]
-
-
-def find_all_faces(mtcnn, images, min_face_size):
-    """All faces of each photo from min_face_size pixels on, as detect gives them, but the first one
-    in find_largest_faces' box: the same whether others are asked for or not.
-    """
-    largest = find_largest_faces(mtcnn, images, min_face_size)
-    scales = pyramid(*images.shape[1:3], min_face_size)
-    if not scales:
-        return largest
-    found = detect(mtcnn, images, scales, same_face=1)
-    return [
-        first + [face for face in faces if not first or overlap(face[0], first[0][0]) <= 0.5]
-        for first, faces in zip(largest, found)
-    ]
-
-
-def widen(mtcnn, channels=16):
-    """Fill up the channels of the networks' first layers to a multiple of channels.
-
-    What is added is always 0 and changes no result, but PyTorch is many times faster with it.
-    """
+def pad_channels(mtcnn, channels=16):
+    """Pad the networks' first layers with zeros: PyTorch is many times faster with 16 channels."""
     for network in (mtcnn.pnet, mtcnn.rnet, mtcnn.onet):
         more = -len(network.prelu1.weight) % channels
-        with torch.no_grad():
-            fill(network.conv1, "weight", 0, 0, 0, 0, 0, 0, 0, more)
-            fill(network.conv1, "bias", 0, more)
-            fill(network.prelu1, "weight", 0, more)
-            fill(network.conv2, "weight", 0, 0, 0, 0, 0, more)
+        for layer, name, amounts in (  # as F.pad takes them
+            (network.conv1, "weight", (0, 0, 0, 0, 0, 0, 0, more)),
+            (network.conv1, "bias", (0, more)),
+            (network.prelu1, "weight", (0, more)),
+            (network.conv2, "weight", (0, 0, 0, 0, 0, more)),
+        ):
+            setattr(layer, name, torch.nn.Parameter(F.pad(getattr(layer, name).data, amounts)))
     return mtcnn
-
-
-def fill(layer, name, *amounts):
-    """Pad a layer's parameter with zeros by amounts, as F.pad takes them."""
-    setattr(layer, name, torch.nn.Parameter(F.pad(getattr(layer, name), amounts)))

@@ -12,12 +12,12 @@ from PIL import Image
 from utils.cli import InputError
 
 EXIF_ORIENTATION = 0x0112
-# What Pillow may raise for a file of arbitrary bytes.
+# What Pillow raises for a file of arbitrary bytes.
 DAMAGE = (
     OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError, OverflowError,
     EOFError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-# What Pillow warns of, odd tags for example, it has got over.
+# Pillow recovers from what it warns about, such as odd tags.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 # How to turn a photo upright, by its orientation; from 5 on, width and height change places.
 UPRIGHT = {
@@ -33,14 +33,12 @@ UPRIGHT = {
 
 @contextlib.contextmanager
 def open_image(path):
-    """Image.open whose every complaint is an InputError that names the file."""
+    """Image.open that raises an InputError naming the file, whatever is wrong with it."""
     try:
         with Image.open(path) as image:
             if not image.width * image.height:
                 raise ValueError("it has no pixels")
             yield image
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such image") from error
     except DAMAGE as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise  # the machine's fault, not the photo's
@@ -55,13 +53,13 @@ def orientation(image):
 
 
 def load_image(path):
-    """Return the photo at path, upright, as a uint8 RGB array (H, W, 3). Raises InputError.
+    """The photo at path, upright, as a uint8 RGB array (H, W, 3). Raises InputError.
 
-    Any format, colour mode and depth that Pillow reads; of an animation, its first frame.
+    Any format, colour mode and depth that Pillow reads; of an animation, the first frame.
     """
     with open_image(path) as image:
         turn = UPRIGHT.get(orientation(image))
-        # Not ImageOps.exif_transpose: it writes the other tags anew and fails on odd ones.
+        # Not ImageOps.exif_transpose, which rewrites the other tags and fails on odd ones.
         if turn is not None:
             image = image.transpose(turn)
         if image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
@@ -71,7 +69,9 @@ def load_image(path):
         return np.array(image.convert("RGB"))
 
 
-def upright_size(path):
-    """Return (width, height) as load_image gives them, for a JPEG without decoding it."""
-    with open_image(path) as image:
-        return image.size[::-1] if orientation(image) >= 5 else image.size
+def try_to_load(path):
+    """load_image(path), or None; and why it can't be read, or None."""
+    try:
+        return load_image(path), None
+    except InputError as error:
+        return None, str(error).removeprefix(f"{path}: ")

@@ -7,8 +7,9 @@ MAX_AGE = 100
 
 
 class AgeHead(nn.Linear):
-    """Features, float (N, in_features) -> in training a logit for each age from 0 to MAX_AGE, (N,
-    MAX_AGE + 1), otherwise log-probabilities of under 30, 30 to border - 1, and border on, (N, 3).
+    """In training, features (N, in_features) -> a logit for each age from 0 to MAX_AGE, float
+    (N, MAX_AGE + 1); otherwise -> log-probabilities of the groups under 30, 30 to border - 1, and
+    from border, float (N, 3).
     """
 
     def __init__(self, in_features, border):
@@ -24,11 +25,11 @@ class AgeHead(nn.Linear):
 
 
 def age_distribution_loss(logits, ages, sigma=3.0):
-    """Cross-entropy against a normal distribution around the true age: neighbouring ages look alike
-    and may be wrong by a year or two.
+    """Cross-entropy against a normal distribution around the labelled age: neighbouring ages look
+    alike, and labels may be a year or two off.
 
-    logits: float (N, MAX_AGE + 1), one an age; ages: int64 (N,), years, which count as MAX_AGE at
-    most; sigma: years, above 0.
+    logits: float (N, MAX_AGE + 1), one an age; ages: int64 (N,), years, at most MAX_AGE counts;
+    sigma: years, above 0.
     Source: Gao et al. 2017, "Deep Label Distribution Learning with Label Ambiguity".
     """
     years = torch.arange(logits.shape[1], device=logits.device)

@@ -1,156 +1,232 @@
-"""train.py as its users run it, on small drawn data."""
+"""train.py as its users run it, on a small data set."""
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import urllib.error
 from argparse import Namespace
 
+import cv2
+import efficientnet_pytorch
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.metrics import f1_score
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import data.crop
-import ETC.sample
-import test
 import train
 from config import config
-from conftest import SMALL, assert_refused, run, run_ok, spawn
-from data.augment import apply_transform, build_transform
-from data.dataset import load_fold
+from conftest import ROOT, SMALL, assert_refused, run, run_ok
 from data.images import load_image
-from data.labels import assign_folds, head_labels, list_train_images
-from models.network import normalize
+from data.labels import assign_folds, list_train_images
+from models.network import build_network, load_network, normalize
 from utils.checkpoint import load_checkpoint
-from utils.plots import draw_confusion, draw_curves
 
 
-def train_small(data_dir, output, *arguments):
-    return run(
-        "train.py",
-        "--data-dir",
-        data_dir,
-        "--output-dir",
-        output,
-        *SMALL,
-        "--epochs",
-        1,
-        *arguments,
-    )
+def train_small(data_dir, output, *arguments, target="age", run=run_ok):
+    return run("train.py", "--target", target, "--data-dir", data_dir, "--output-dir", output,
+               *SMALL, "--epochs", 1, "--num-workers", 0, *arguments)  # fmt: skip
 
 
-def test_a_run_leaves_its_files(runs_dir, sample_dir):
-    folder = runs_dir / "gender_fold1"
-    assert {path.name for path in folder.iterdir() if path.suffix != ".onnx"} == {
-        "best.pth", "last.pth", "config.json", "log.csv", "valid_predictions.csv",
-        "curves.png", "confusion.png", "report.html", "tensorboard",
-    }  # fmt: skip
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    assert (settings["target"], settings["lr"], settings["loss"]) == (
-        "gender",
-        1e-4,
-        "cross_entropy",
-    )
-    log = pd.read_csv(folder / "log.csv")
-    assert list(log.columns) == [
-        "epoch", "train_loss", "valid_loss", "accuracy", "macro_f1", "f1_female", "f1_male",
-    ]  # fmt: skip
-    best = torch.load(folder / "best.pth", weights_only=True)
-    assert best["classes"] == ["female", "male"]
-    assert (best["model"], best["resize"], best["fold"]) == ("efficientnet-b0", 80, 1)
-    assert (best["mean"], best["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    assert best["crop"]["margin_y"] == 30
-    assert best["valid_f1"] == log["macro_f1"].max()
-    assert "optimizer" in torch.load(folder / "last.pth", weights_only=True)
-
-
-def test_heads_have_the_originals_defaults():
-    for target, lr, loss, epochs in (
-        ("mask", 3e-4, "cross_entropy", 10),
-        ("age", 1e-4, "focal", 4),
-        ("gender", 1e-4, "cross_entropy", 10),
-    ):
-        head = config.HEADS[target]
-        assert (head["lr"], head["loss"], head["epochs"]) == (lr, loss, epochs)
-    assert (config.MODEL, config.RESIZE, config.BATCH_SIZE) == ("efficientnet-b3", 224, 64)
-    assert (config.SEED, config.FOCAL_GAMMA, config.AGE_BORDER) == (777, 2, 59)
-    out = run_ok("train.py", "--help", run=spawn)
-    assert "mask 0.0003, gender 0.0001, age 0.0001" in " ".join(out.split())
-
-
-@pytest.mark.parametrize(
-    "parser",
-    [
-        train.get_args_parser(),
-        test.get_args_parser(),
-        data.crop.get_args_parser(),
-        ETC.sample.get_args_parser(),
-    ],
-    ids=lambda parser: parser.prog,
-)
-def test_every_help_text_says_its_default(parser):
-    for action in parser._actions:
-        if not action.required and action.dest != "help":
-            assert "(default" in action.help, action.dest
-
-
-def test_the_epoch_line_has_fixed_columns(sample_dir, tmp_path):
-    done = train_small(sample_dir, tmp_path, "--target", "mask", "--epochs", 3, "--lr", 3e-3)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    header = next(i for i, line in enumerate(lines) if line.startswith("epoch"))
-    rows = lines[header + 1 : header + 4]
-    assert {len(row) for row in rows} == {len(lines[header])}
-    log = pd.read_csv(tmp_path / "mask_fold0/log.csv")
-    assert [float(row.split()[4]) for row in rows] == pytest.approx(log["macro_f1"], abs=1e-4)
-    assert load_checkpoint(tmp_path / "mask_fold0/last.pth")["epoch"] == 3
-    assert log["train_loss"].iloc[-1] < log["train_loss"].iloc[0]
-
-
-def test_best_is_the_best_epoch_and_last_the_last(sample_dir, tmp_path, monkeypatch):
-    scores, real = iter([0.5, 0.9, 0.7]), train.evaluate
-    monkeypatch.setattr(
-        train, "evaluate", lambda *batches: {**real(*batches), "macro_f1": next(scores)}
-    )
-    done = train_small(sample_dir, tmp_path, "--target", "mask", "--epochs", 3)
-    assert done.returncode == 0, done.stderr
-    best, last = (load_checkpoint(tmp_path / f"mask_fold0/{name}.pth") for name in ("best", "last"))
-    assert (best["epoch"], best["valid_f1"]) == (2, 0.9)
-    assert (last["epoch"], last["valid_f1"]) == (3, 0.7)
-
-
-def trained(sample_dir, output, *arguments):
-    """The network's weights at the end of a run of the age head."""
-    done = train_small(sample_dir, output, "--target", "age", *arguments)
-    assert done.returncode == 0, done.stderr
+def last_network(output):
     return load_checkpoint(output / "age_fold0/last.pth")["network"]
 
 
-def equal(one, other):
-    return all(torch.equal(one[key], other[key]) for key in one.keys() | other.keys())
+def equal(network, other):
+    return all(torch.equal(network[name], other[name]) for name in network.keys() | other.keys())
 
 
-def test_two_runs_end_bit_equal_for_any_number_of_workers(sample_dir, tmp_path):
-    networks = [
-        trained(sample_dir, tmp_path / str(workers), "--epochs", 2, "--num-workers", workers)
-        for workers in (0, 2)
+# --- arguments
+
+
+def parse(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["train.py", *map(str, arguments)])
+    return train.parse_args()
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("mask", {"lr": 3e-4, "loss": "cross_entropy", "epochs": 10, "augment": "mask"}),
+        ("gender", {"lr": 1e-4, "loss": "cross_entropy", "epochs": 10, "augment": "gender"}),
+        ("age", {"lr": 1e-4, "loss": "focal", "epochs": 4, "augment": "age"}),
+    ],
+)
+def test_the_recipes_are_defaults_that_arguments_override(monkeypatch, target, expected):
+    original = parse(monkeypatch, "--target", target)
+    expected |= {"model": "efficientnet-b3", "resize": 224, "batch_size": 64, "seed": 777,
+                 "schedule": "constant", "tta": "none", "age_border": 59}  # fmt: skip
+    assert expected.items() <= vars(original).items()
+    changed = config.RECIPES["best"][target]
+    best = vars(parse(monkeypatch, "--target", target, "--recipe", "best"))
+    assert best == {**vars(original), "recipe": "best", **changed}
+    given = ["--recipe", "best", "--lr", 5e-4, "--epochs", 1]
+    assert vars(parse(monkeypatch, "--target", target, *given)).items() >= {"lr": 5e-4}.items()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "nose"], ["--target", "nose"]),
+        (["--model", "resnet50"], ["resnet50"]),
+        (["--tar", "age"], ["--tar"]),
+        (["--age-border", 101], ["--age-border 101"]),
+        (["--target", "mask", "--focal-gamma", 1], ["--focal-gamma", "--loss focal"]),
+        (["--target", "mask", "--loss", "age_distribution"], ["age_distribution", "--target age"]),
+        (["--weights", "x.pth", "--no-pretrained"], ["--weights", "--no-pretrained"]),
+        (["--weights", "nowhere.pth"], ["nowhere.pth"]),
+        (["--weights", "README.md"], ["README.md"]),
+        (["--device", "cuda:99"], ["--device cuda:99"]),
+        (["--precision", "fp16", "--device", "cpu"], ["--precision fp16"]),
+        (["--data-dir", "nowhere"], ["nowhere", "--data-dir", "MAG_DATA_DIR"]),
+        (["--output-dir", "README.md"], ["README.md", "--output-dir"]),
+        (["--crop-dir", "README.md"], ["README.md"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)),
+)
+def test_a_wrong_argument_is_one_line(sample_dir, tmp_path, arguments, words):
+    assert_refused(train_small(sample_dir, tmp_path, *arguments, run=run), *words)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_batch_has_to_be_shared_evenly_by_the_processes(sample_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "world_size", lambda: 3)
+    assert_refused(train_small(sample_dir, tmp_path, run=run), "--batch-size 16", "processes")
+
+
+def test_a_download_that_fails_is_one_line_before_hours_of_cropping(
+    sample_dir, tmp_path, monkeypatch
+):
+    def fail(url, **options):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(efficientnet_pytorch.utils.model_zoo, "load_url", fail)
+    options = ["--model", "efficientnet-b0", "--crop-dir", tmp_path / "crops"]
+    done = train_small(sample_dir, tmp_path, *options, run=run)
+    assert_refused(done, "Name or service not known", "--weights FILE", "--no-pretrained")
+    assert not (tmp_path / "crops").exists()
+
+
+# --- what a run leaves
+
+
+def test_the_files_of_a_run(runs_dir):
+    folder = runs_dir / "gender_fold1"
+    assert {path.name for path in folder.iterdir() if path.suffix != ".onnx"} == {
+        "best.pth", "last.pth", "config.json", "log.csv", "val_predictions.csv", "curves.png",
+        "confusion.png", "tensorboard",
+    }  # fmt: skip
+    arguments = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert {"target": "gender", "lr": 1e-4, "model": "efficientnet-b0"}.items() <= arguments.items()
+    log = pd.read_csv(folder / "log.csv")
+    assert list(log.columns) == [
+        "epoch", "train_loss", "val_loss", "accuracy", "macro_f1", "f1_female", "f1_male",
+    ]  # fmt: skip
+    expected = {
+        "target": "gender", "classes": ["female", "male"], "fold": 1, "model": "efficientnet-b0",
+        "resize": 80, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+        "val_f1": log["macro_f1"].max(),
+    }  # fmt: skip
+    assert expected.items() <= load_checkpoint(folder / "best.pth").items()
+
+
+def test_val_predictions_are_those_of_the_best_network_for_unseen_people(runs_dir, sample_dir):
+    """Predict a run's val photos anew, from the crops on, by other code than train.py's."""
+    checkpoint = load_checkpoint(runs_dir / "age_fold3/best.pth")
+    images = list_train_images(sample_dir)
+    is_val = assign_folds(images, config.FOLD_SEED) == 3
+    val = images[is_val]
+    assert not set(val["group"]) & set(images["group"][~is_val])
+    network, probs = load_network(checkpoint), []
+    for file in val["file"]:
+        face = load_image(sample_dir / "train/new_img" / file)
+        pixels = cv2.resize(face, (64, 64), interpolation=cv2.INTER_AREA)
+        stats = torch.tensor([checkpoint["mean"], checkpoint["std"]])
+        with torch.inference_mode():
+            logits = network(normalize(torch.from_numpy(pixels)[None], *stats))
+        probs.append(logits.softmax(dim=1)[0].numpy())
+
+    table = pd.read_csv(runs_dir / "age_fold3/val_predictions.csv")
+    assert table["file"].tolist() == val["file"].tolist()
+    names = np.array(config.CLASSES["age"])
+    labels = np.digitize(val["age"], [30, 60])  # the official border, not the training labels'
+    assert table["label"].tolist() == names[labels].tolist()
+    assert table["predicted"].tolist() == names[np.argmax(probs, axis=1)].tolist()
+    np.testing.assert_allclose(table.filter(like="p_"), probs, atol=1e-4)
+    f1 = f1_score(table["label"], table["predicted"], labels=names, average="macro",
+                  zero_division=0)  # fmt: skip
+    assert f1 == pytest.approx(checkpoint["val_f1"])
+
+
+class Echo(torch.nn.Module):
+    """The mean of each colour as its logit."""
+
+    def forward(self, images):
+        return images.mean((2, 3))
+
+
+def test_macro_f1_is_computed_once_over_the_whole_val_set():
+    """Batches of one class each would make an average of per-batch scores differ."""
+    red, green, blue = (torch.eye(3, dtype=torch.uint8) * 255)[:, None, None]
+    loader = [
+        (torch.stack([red, green]), torch.tensor([0, 0])),
+        (torch.stack([green, blue]), torch.tensor([1, 2])),
     ]
-    assert equal(*networks)
-    logs = [(tmp_path / f"{workers}/age_fold0/log.csv").read_bytes() for workers in (0, 2)]
-    assert logs[0] == logs[1]
+    stats = torch.tensor([[0.0] * 3, [1.0] * 3])
+    scores, logits = train.evaluate(
+        Echo(), loader, F.cross_entropy, stats, torch.float32, tta="none"
+    )
+    assert logits.tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]]
+    expected = f1_score([0, 0, 1, 2], [0, 1, 1, 2], average="macro")
+    assert scores["macro_f1"] == pytest.approx(expected)
+    assert scores["accuracy"] == 0.75
+
+
+def test_the_checkpoint_of_the_best_epoch_is_kept(sample_dir, tmp_path, monkeypatch):
+    given, real, tables = iter([0.5, 0.9, 0.7]), train.evaluate, []
+
+    def evaluate(*arguments):
+        scores, logits = real(*arguments)
+        tables.append(logits.softmax(dim=1).numpy())
+        return {**scores, "macro_f1": next(given)}, logits
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    out = train_small(sample_dir, tmp_path, "--epochs", 3)
+    best, last = (load_checkpoint(tmp_path / f"age_fold0/{name}.pth") for name in ("best", "last"))
+    assert (best["epoch"], best["val_f1"]) == (2, 0.9)
+    assert (last["epoch"], last["val_f1"]) == (3, 0.7)
+    assert "best val macro-F1 0.9000" in out
+    table = pd.read_csv(tmp_path / "age_fold0/val_predictions.csv")
+    np.testing.assert_allclose(table.filter(like="p_"), tables[1], atol=2e-6)
+
+
+# --- training
 
 
 @pytest.fixture(scope="module")
 def baseline(sample_dir, tmp_path_factory):
-    return trained(sample_dir, tmp_path_factory.mktemp("baseline"), "--num-workers", 0)
+    output = tmp_path_factory.mktemp("baseline")
+    train_small(sample_dir, output)
+    return output
+
+
+def test_the_same_bits_whatever_the_number_of_workers(baseline, sample_dir, tmp_path):
+    train_small(sample_dir, tmp_path, "--num-workers", 2)
+    for name in ("best.pth", "log.csv", "val_predictions.csv"):
+        files = [output / "age_fold0" / name for output in (baseline, tmp_path)]
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--augment", "none"],
-        ["--augment", "gender"],
         ["--loss", "cross_entropy"],
         ["--focal-gamma", "0"],
         ["--age-border", "45"],
@@ -163,221 +239,122 @@ def baseline(sample_dir, tmp_path_factory):
     ids=" ".join,
 )
 def test_options_reach_the_training(baseline, sample_dir, tmp_path, arguments):
-    assert not equal(baseline, trained(sample_dir, tmp_path, "--num-workers", 0, *arguments))
+    train_small(sample_dir, tmp_path, *arguments)
+    assert not equal(last_network(tmp_path), last_network(baseline))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_run_of_one_step_trains_from_the_weights_in_a_file(sample_dir, tmp_path, schedule):
+    weights = tmp_path / "weights.pth"
+    network = build_network("efficientnet-lite0", 3, 64)
+    torch.save(network.state_dict(), weights)
+    options = ["--weights", weights, "--schedule", schedule, "--batch-size", 128, "--lr", 1e-3]
+    train_small(sample_dir, tmp_path, *options)
+    step = last_network(tmp_path)["_conv_stem.weight"] - network._conv_stem.weight
+    assert 1e-5 < step.abs().max() <= 1.01e-3  # Adam's first step is the learning rate
+
+
+def test_learning_rates():
+    args = Namespace(schedule="cosine", lr=0.1, epochs=4)
+    rates = np.concatenate([train.learning_rates(args, epoch, 25) for epoch in range(1, 5)])
+    top = rates.argmax()
+    assert top in (9, 10)  # of 100 steps, a tenth
+    assert rates.max() == pytest.approx(0.1, rel=0.02)
+    assert (np.diff(rates[: top + 1]) > 0).all()
+    assert (np.diff(rates[top:]) < 0).all()
+    assert 0 < rates[-1] < 1e-4
+    half_cosine = (1 + np.cos(np.linspace(0, np.pi, 100 - top))) / 20
+    np.testing.assert_allclose(rates[top:], half_cosine, atol=2e-3)
+    for epochs, steps in ((1, 1), (1, 2), (3, 1)):
+        args = Namespace(schedule="cosine", lr=0.1, epochs=epochs)
+        few = [train.learning_rates(args, epoch + 1, steps) for epoch in range(epochs)]
+        assert np.min(few) > 0
+        assert np.max(few) > 0.05
+    args = Namespace(schedule="constant", lr=0.1, epochs=4)
+    assert train.learning_rates(args, 2, 25) == [0.1] * 25
+
+
+class CountReads(TorchDispatchMode):
+    """Counts the values that Python reads of tensors, for which the CPU has to wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_does_not_wait_for_the_gpu():
+    network = build_network("efficientnet-lite0", 3, 64)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    batch = torch.zeros(2, 64, 64, 3, dtype=torch.uint8), torch.tensor([0, 1])
+    stats = torch.tensor([[0.5] * 3] * 2)
+    counts = []
+    for steps in (1, 4):
+        with CountReads() as reads:
+            train.train_one_epoch(
+                network, [batch] * steps, F.cross_entropy, optimizer,
+                torch.amp.GradScaler("cpu", enabled=False), [1e-3] * steps, stats, torch.float32,
+            )  # fmt: skip
+        counts.append(reads.count)
+    assert counts[0] == counts[1] > 0  # at the end of the epoch alone
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_training_and_submission_on_a_gpu(runs_dir, sample_dir, tmp_path, precision):
-    shared = ["--device", "cuda", "--precision", precision]
-    trained(sample_dir, tmp_path, *shared)
-    run_ok("test.py", "--data-dir", sample_dir, "--runs", runs_dir, *shared,
-           "--output", tmp_path / "submission.csv")  # fmt: skip
+def test_training_on_a_gpu(sample_dir, tmp_path, precision):
+    train_small(sample_dir, tmp_path, "--device", "cuda", "--precision", precision)
 
 
-def test_valid_scores_use_unseen_people_and_the_official_border(runs_dir, sample_dir):
-    """Score a run's best network anew, from the photos on, by other code than train.py's."""
-    checkpoint = load_checkpoint(runs_dir / "age_fold3/best.pth")
-    images = list_train_images(sample_dir)
-    valid = images[assign_folds(images, config.FOLD_SEED) == 3]
-    network = test.load_network(checkpoint)
-    predictions = []
-    for file in valid["file"]:
-        face = load_image(sample_dir / "train/new_img" / file)
-        pixels = torch.from_numpy(apply_transform(build_transform(64), face, [0]))[None]
-        stats = (torch.tensor(checkpoint[name]) for name in ("mean", "std"))
-        with torch.inference_mode():
-            predictions.append(int(network(normalize(pixels, *stats)).argmax()))
-    truth = np.digitize(valid["age"], [30, 60])
-    expected = f1_score(truth, predictions, labels=range(3), average="macro", zero_division=0)
-    assert checkpoint["valid_f1"] == pytest.approx(expected)
+# --- what goes wrong
 
 
-def test_training_labels_are_shifted_and_valid_labels_are_not(sample_dir):
-    images = list_train_images(sample_dir)
-    images["fold"] = assign_folds(images, 777)
-    aged59 = images.assign(age=59)
-    assert set(head_labels(aged59, "age", config.AGE_BORDER)) == {2}
-    assert set(head_labels(aged59, "age")) == {1}
-    args = Namespace(
-        data_dir=sample_dir, crop_dir=None, target="age", loss="focal", fold=0, fold_seed=777,
-        age_border=31, resize=64, augment="none", seed=1, batch_size=8, num_workers=0,
-        crop_batch_size=8, detector="mtcnn", min_face_size=20, margin_x=20, margin_y=30,
-        center_size=300, skip_bad=False, epochs=2, cache="auto",
-    )  # fmt: skip
-    train_loader, valid_loader, valid, _ = load_fold(images, args, torch.device("cpu"))
-    folds = images["fold"]
-    assert sorted(valid_loader.dataset.labels) == sorted(head_labels(images[folds == 0], "age"))
-    assert valid["file"].tolist() == images["file"][folds == 0].tolist()
-    assert [str(path) for path in valid_loader.dataset.files] == [
-        str(sample_dir / "train/new_img" / file) for file in valid["file"]
-    ]
-    manifest = pd.read_csv(sample_dir / "train/crops.csv").set_index("file")
-    assert valid["method"].tolist() == manifest.loc[valid["file"], "method"].tolist()
-    train_people = images[folds != 0]
-    assert (train_loader.dataset.labels == np.digitize(train_people["age"], [30, 31])).all()
-    assert (train_loader.dataset.labels != head_labels(train_people, "age")).any()
-    people = [
-        {path.parent.name for path in loader.dataset.files}
-        for loader in (train_loader, valid_loader)
-    ]
-    assert len(people[0] | people[1]) == 12
-    assert not people[0] & people[1]
-
-
-def test_macro_f1_is_computed_once_over_the_whole_valid_set():
-    """Batches of one class each would make an average of per-batch scores differ."""
-
-    class Echo(torch.nn.Module):
-        def forward(self, images):
-            return images.mean((2, 3))
-
-    loader = [
-        (torch.tensor([[[[255, 0, 0]]], [[[0, 255, 0]]]], dtype=torch.uint8), torch.tensor([0, 0])),
-        (torch.tensor([[[[0, 255, 0]]], [[[0, 0, 255]]]], dtype=torch.uint8), torch.tensor([1, 2])),
-    ]
-    stats = torch.tensor([[0.0] * 3, [1.0] * 3])
-    scores = train.evaluate(Echo(), loader, torch.nn.functional.cross_entropy, stats, torch.float32)
-    expected = f1_score([0, 0, 1, 2], [0, 1, 1, 2], average="macro")
-    assert scores["macro_f1"] == pytest.approx(expected)
-    assert scores["accuracy"] == 0.75
-
-
-def test_valid_predictions_are_those_of_the_best_epoch(sample_dir, tmp_path):
-    run_ok("train.py", "--target", "age", "--data-dir", sample_dir, "--output-dir", tmp_path,
-           *SMALL, "--epochs", 3, "--lr", 3e-3)  # fmt: skip
-    log = pd.read_csv(tmp_path / "age_fold0/log.csv")
-    table = pd.read_csv(tmp_path / "age_fold0/valid_predictions.csv", dtype={"person": str})
-    assert list(table.columns) == [
-        "file", "person", "shot", "method", "gender", "age", "label", "predicted",
-        "p_under30", "p_30to59", "p_60plus", "loss",
-    ]  # fmt: skip
-    classes = list(config.HEADS["age"]["classes"])
-    probs = table[[f"p_{name}" for name in classes]].to_numpy()
-    labels = [classes.index(name) for name in table["label"]]
-    assert labels == np.digitize(table["age"], [30, 60]).tolist()
-    assert [classes[i] for i in probs.argmax(axis=1)] == table["predicted"].tolist()
-    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=3e-6)
-    its = probs[np.arange(len(labels)), labels]
-    np.testing.assert_allclose(table["loss"], -np.log(its.clip(1e-9)), rtol=0.01, atol=1e-5)
-    best = log["macro_f1"].max()
-    f1 = f1_score(table["label"], table["predicted"], labels=classes, average="macro",
-                  zero_division=0)  # fmt: skip
-    assert f1 == pytest.approx(best)
-    assert log["macro_f1"].nunique() > 1
-    images = list_train_images(sample_dir).set_index("file").loc[table["file"]]
-    for name, other in (("person", "group"), ("shot", "shot"), ("gender", "gender")):
-        assert table[name].tolist() == images[other].tolist()
-
-
-def test_no_report_leaves_the_pictures_out(runs_dir):
-    names = {path.name for path in (runs_dir / "mask_fold0").iterdir() if path.suffix != ".onnx"}
-    assert names == {"best.pth", "last.pth", "config.json", "log.csv", "valid_predictions.csv"}
-
-
-def test_tensorboard_goes_on_where_the_run_does(sample_dir, tmp_path):
-    command = ["train.py", "--target", "mask", "--data-dir", sample_dir, "--output-dir", tmp_path,
-               *SMALL, "--tensorboard"]  # fmt: skip
-    run_ok(*command, "--epochs", 1)
-    run_ok(*command, "--epochs", 2, "--resume")
-    folder = tmp_path / "mask_fold0"
-    log = pd.read_csv(folder / "log.csv")
-
-    def scalars():
-        events = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("train_loss")
-        return [(event.step, pytest.approx(event.value)) for event in events]
-
-    assert scalars() == list(zip(log["epoch"], log["train_loss"]))
-    shutil.rmtree(folder / "tensorboard")  # as if it had begun without
-    run_ok(*command, "--epochs", 3, "--resume")
-    log = pd.read_csv(folder / "log.csv")
-    assert scalars() == list(zip(log["epoch"], log["train_loss"]))
-    run_ok(*command, "--epochs", 1, "--overwrite")
-    assert [step for step, _ in scalars()] == [1]
-
-
-def test_tensorboard_has_the_scalars_of_the_log(runs_dir):
-    events = EventAccumulator(str(runs_dir / "gender_fold1/tensorboard")).Reload()
-    log = pd.read_csv(runs_dir / "gender_fold1/log.csv")
-    assert set(events.Tags()["scalars"]) == set(log.columns) - {"epoch"}
-    for name in events.Tags()["scalars"]:
-        scalars = events.Scalars(name)
-        assert [event.step for event in scalars] == log["epoch"].tolist()
-        assert [event.value for event in scalars] == pytest.approx(log[name].tolist())
-
-
-def test_curves_and_confusion_show_the_figures():
-    log = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [1.0, 0.5, 0.2],
-                        "valid_loss": [0.9, 0.7, 0.8], "macro_f1": [0.3, 0.6, 0.6],
-                        "accuracy": [0.5, 0.7, 0.6]})  # fmt: skip
-    losses, scores = draw_curves(log, "age").axes
-    drawn = {
-        line.get_label(): line.get_xydata().tolist() for line in (*losses.lines, *scores.lines)
-    }
-    assert drawn["train"] == [[1, 1.0], [2, 0.5], [3, 0.2]]
-    assert drawn["valid"] == [[1, 0.9], [2, 0.7], [3, 0.8]]
-    assert drawn["best: 0.6000, epoch 2"] == [[2, 0.6]]
-    assert [axes.get_xlabel() for axes in (losses, scores)] == ["epoch", "epoch"]
-    axes = draw_confusion(np.array([[3, 1, 0], [0, 0, 0], [2, 0, 2]]), ["a", "b", "c"], "t").axes[0]
-    assert [text.get_text() for text in axes.texts] == [
-        "3\n75.0%", "1\n25.0%", "0\n0.0%", *["0\n0.0%"] * 3, "2\n50.0%", "0\n0.0%", "2\n50.0%",
-    ]  # fmt: skip
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
-
-
-def test_a_run_is_not_lost_to_a_command_that_fails(sample_dir, tmp_path):
-    crops = tmp_path / "crops"
-    command = ["train.py", "--target", "mask", "--data-dir", sample_dir, "--output-dir", tmp_path,
-               "--crop-dir", crops, *SMALL, "--epochs", 1]  # fmt: skip
-    run_ok(*command)
-    folder = tmp_path / "mask_fold0"
-    (folder / "best.0123.v1.onnx").write_bytes(b"of the old checkpoint")
+def test_a_loss_that_is_not_finite_is_named_and_replaces_nothing(sample_dir, tmp_path, monkeypatch):
+    train_small(sample_dir, tmp_path)
+    folder = tmp_path / "age_fold0"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    crop = next(crops.rglob("mask1.jpg"))
-    good = crop.read_bytes()
-    crop.write_bytes(good[:99])
-    assert_refused(run(*command, "--overwrite", "--num-workers", 0), "mask1.jpg", "delete this")
+    real = train.build_loss
+
+    def overflowing(*options):
+        criterion, steps = real(*options), iter(range(100))
+        return lambda *batch: criterion(*batch) / (next(steps) != 2)
+
+    monkeypatch.setattr(train, "build_loss", overflowing)
+    done = train_small(sample_dir, tmp_path, "--epochs", 2, "--resume", run=run)
+    assert_refused(done, "not finite", "epoch 2", "--lr")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    crop.write_bytes(good)
-    run_ok(*command, "--overwrite")
-    assert not list(folder.glob("*.onnx"))
 
 
-def test_resume_mends_log_and_config(sample_dir, tmp_path):
-    command = ["train.py", "--target", "mask", "--data-dir", sample_dir, "--output-dir", tmp_path,
-               *SMALL, "--epochs", 1]  # fmt: skip
-    run_ok(*command)
-    files = [tmp_path / "mask_fold0" / name for name in ("log.csv", "config.json")]
-    before = files[0].read_bytes()
-    for path in files:
-        path.write_text("{")
-    assert_refused(run("-m", "ETC.report", tmp_path / "mask_fold0"), "config.json", "--resume")
-    run_ok(*command, "--resume")
-    assert files[0].read_bytes() == before
-    assert json.loads(files[1].read_text())["target"] == "mask"
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups")
+def test_ctrl_c_is_one_line_and_leaves_no_process(sample_dir, tmp_path):
+    def start(command, *arguments):
+        return subprocess.Popen(
+            [sys.executable, command, *map(str, arguments)], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    options = ["--epochs", 500, "--num-workers", 2]
+    process = train_small(sample_dir, tmp_path, *options, run=start)
+    while process.stdout.readline().split()[:1] != ["1"]:  # the first epoch's line
+        assert process.poll() is None, process.stderr.read()
+    os.killpg(process.pid, signal.SIGINT)  # to the workers too, as a terminal does
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.startswith("interrupted; --resume goes on")
+    assert stderr.count("\n") == 1
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert load_checkpoint(tmp_path / "age_fold0/last.pth")["epoch"] >= 1
 
 
-def test_a_run_is_not_overwritten_unless_asked(sample_dir, tmp_path):
-    folder = tmp_path / "mask_fold0"
-    folder.mkdir()
-    # What a run killed in its first epoch may leave.
-    (folder / "best.pth").write_bytes(b"precious")
-    arguments = (sample_dir, tmp_path, "--target", "mask")
-    assert_refused(train_small(*arguments), "mask_fold0", "--overwrite")
-    assert (folder / "best.pth").read_bytes() == b"precious"
-    assert train_small(*arguments, "--overwrite").returncode == 0
-    assert load_checkpoint(folder / "best.pth")["epoch"] == 1
-
-
-def test_the_data_directory_may_come_from_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("MAG_DATA_DIR", str(tmp_path / "elsewhere"))
-    done = spawn("train.py", "--target", "age", *SMALL, "--output-dir", tmp_path)
-    assert_refused(done, tmp_path / "elsewhere", "MAG_DATA_DIR")
-
-
-def test_photos_are_cropped_and_reported_when_crops_are_missing(sample_dir, tmp_path):
-    done = train_small(sample_dir, tmp_path, "--target", "mask", "--crop-dir", tmp_path / "crops")
-    assert done.returncode == 0, done.stderr
-    assert "84 photos cropped" in done.stdout
-    assert "incorrect_mask      12 images" in done.stdout
-    assert (tmp_path / "crops/train/crops.csv").exists()
+def test_photos_that_cannot_be_read_are_named_or_left_out(sample_dir, tmp_path):
+    shutil.copytree(sample_dir, tmp_path / "data", copy_function=shutil.copy2)
+    photo = next((tmp_path / "data/train/images").rglob("mask1.jpg"))
+    photo.write_bytes(b"<html>404</html>")
+    done = train_small(tmp_path / "data", tmp_path, run=run)
+    assert_refused(done, f"{photo.parent.name}/mask1.jpg", "--skip-bad")
+    counts = re.search(r"(\d+) train and (\d+) val photos",
+                       train_small(tmp_path / "data", tmp_path, "--skip-bad"))  # fmt: skip
+    assert int(counts[1]) + int(counts[2]) == 83

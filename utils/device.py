@@ -1,49 +1,42 @@
-"""Which device to compute on, and in which precision."""
+"""Where to compute, in which precision, and with how many processes."""
 
+import atexit
 import os
+import sys
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
+from config import config
 from utils.cli import InputError
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_device(name):
-    """Return the torch.device for "auto" (the first GPU, else the CPU) or a name like "cuda:1".
+    """The torch.device for "auto" (the first GPU, else the CPU) or a name such as "cuda:1".
 
-    Raises InputError where the name means nothing, and where that device isn't there or is too old
-    for the installed torch.
+    Raises InputError for a device that isn't there or can't be used.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name}: not a device; use auto, cpu, cuda or cuda:1") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: not supported; use auto, cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise InputError(f"--device {name}: torch sees {count} GPUs here; try --device auto")
-    try:
         torch.zeros(1, device=device).add_(1)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        way_out = "is another program using it?"
-        if "no kernel image" in reason or "not compiled" in reason:
-            way_out = "install a build of torch for your card (README, GPU boxes)"
-        raise InputError(
-            f"--device {name}: can't be used ({reason}); {way_out} --device cpu works anywhere"
-        ) from error
+        raise InputError(f"--device {name}: {reason}; see ETC/MACHINES.md, or use auto") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: not supported; use auto, cpu, cuda or cuda:1")
     return device
 
 
 def pick_precision(name, device):
-    """Return the dtype for autocast: torch.float32 means no mixed precision.
+    """The dtype for autocast; torch.float32 means no mixed precision.
 
-    "auto" is bf16 from compute capability 8.0 on (A100, RTX 30), fp16 from 7.0 on (V100, T4),
-    and fp32 on older GPUs (P40: no fast half precision) and on the CPU.
+    "auto" is bf16 from compute capability 8.0 (A100, RTX 30), fp16 from 7.0 (V100, T4), and fp32
+    on older GPUs (P40: no fast half precision) and on the CPU.
     """
     if name != "auto":
         if device.type == "cpu" and name == "fp16":
@@ -56,37 +49,72 @@ def pick_precision(name, device):
 
 
 def choose_kernels(deterministic):
-    """Let cuDNN try which of its kernels is fastest, or ask for kernels that always give the same
-    bits; PyTorch warns of an operation that has none. On a CPU both are the same.
-    """
+    """On a GPU, try which kernels are fastest, or use those that always give the same bits."""
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def compile_network(network, device):
-    """Let torch.compile build the network's kernels when it is first called; its name for
-    everything else stays.
+def join_processes(name):
+    """Join the other processes if torchrun started this one; returns its pick_device(name).
 
-    Raises InputError when there is no compiler for device.
+    Only the first process keeps its standard output. Raises InputError as pick_device does.
     """
-    try:
-        torch.compile(torch.cos)(torch.ones(2, device=device))  # a second, not minutes
-    except RuntimeError as error:
-        needed = "a C++ compiler (g++)" if device.type == "cpu" else "Triton and a C compiler"
-        raise InputError(
-            f"--compile: torch.compile needs {needed}, and fails here "
-            f"({str(error).strip().splitlines()[0]}); install it or leave --compile out"
-        ) from error
-    network.compile()
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return pick_device(name)
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name}: torchrun gives each process a GPU; use auto or cpu")
+    if name != "cpu" and torch.cuda.is_available():
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = pick_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:  # torchrun allows one thread a process, however many cores there are
+        torch.set_num_threads(max(1, config.CORES // int(os.environ["LOCAL_WORLD_SIZE"])))
+    # One process may wait long for another, which waits for a command that crops the same photos.
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=1))
+    atexit.register(dist.destroy_process_group)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+    return device
 
 
-def precision_name(precision):
-    """fp32, fp16 or bf16 for a dtype."""
-    return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def autocast(device, precision):
-    """The context to run a network in; one that changes nothing for torch.float32."""
-    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first():  # which alone writes and prints
+    return rank() == 0
+
+
+def progress_off():
+    """tqdm's disable: no progress bar outside a terminal, and one for all processes."""
+    return None if is_first() else True
+
+
+def gather(value):
+    """Every process's value, plain objects or CPU tensors, as a list by rank."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    with torch.inference_mode(False):  # older versions of gloo can't receive in it
+        dist.all_gather_object(values, value)
+    return values
+
+
+def share_buffers(network):
+    """Give the batch norm statistics of the first process to all."""
+    for buffer in network.buffers() if world_size() > 1 else ():
+        dist.broadcast(buffer, 0)
+
+
+def gather_batches(batches):
+    """All batches, in order, in every process, of which each had every world_size()-th."""
+    shares = gather(batches)
+    return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]

@@ -1,9 +1,8 @@
 """The pictures of a run: curves.png and confusion.png."""
 
-import io
+from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
+import pandas as pd
 
 from utils.files import atomic_write
 
@@ -12,51 +11,40 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
 def save_figure(path, figure):
-    """Write a figure as PNG, whole or not at all. Raises InputError when it can't be written."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    """Write a matplotlib Figure as PNG. Raises InputError when path can't be written."""
     with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+        figure.savefig(file, format="png", dpi=120)
 
 
-def draw_curves(log, title):
-    """Losses and valid macro-F1 by epoch, the best epoch marked. log: the table log.csv."""
+def save_plots(folder, classes):
+    """Draw the run in folder: curves.png from log.csv, confusion.png from val_predictions.csv.
+
+    classes: the names of its classes, in order.
+    """
+    from matplotlib.figure import Figure  # it and scikit-learn take a second to import
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    folder = Path(folder)
+    log = pd.read_csv(folder / "log.csv", index_col="epoch")
+    best = log["macro_f1"].idxmax()  # of equal ones the first, whose checkpoint is kept
     figure = Figure(figsize=(10, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
-    figure.suptitle(title)
-    losses.plot(log["epoch"], log["train_loss"], "o-", color=BLUE, label="train")
-    losses.plot(log["epoch"], log["valid_loss"], "s--", color=ORANGE, label="valid")
-    top = 1.05 * log[["train_loss", "valid_loss"]].max(axis=None)
-    losses.set(xlabel="epoch", ylabel="loss per photo", ylim=(0, top or None))
-    losses.legend()
-    best = log.loc[log["macro_f1"].idxmax()]  # the first of several, whose checkpoint was kept
-    label = f"best: {best['macro_f1']:.4f}, epoch {best['epoch']:.0f}"
-    scores.plot(log["epoch"], log["macro_f1"], "o-", color=BLUE, label="macro-F1")
-    scores.plot(log["epoch"], log["accuracy"], "s--", color=GREEN, label="accuracy")
-    scores.plot(best["epoch"], best["macro_f1"], "*", color=ORANGE, markersize=16, label=label)
-    scores.set(xlabel="epoch", ylabel="valid score", ylim=(0, 1.03))
+    log[["train_loss", "val_loss"]].plot(ax=losses, color=[BLUE, ORANGE], marker="o", ylim=0)
+    log[["macro_f1", "accuracy"]].plot(ax=scores, color=[BLUE, GREEN], marker="o", ylim=(0, 1.03))
+    label = f"best: {log['macro_f1'][best]:.4f}, epoch {best}"
+    scores.plot(best, log["macro_f1"][best], "*", color=ORANGE, markersize=16, label=label)
     scores.legend(loc="lower right")
     for axes in (losses, scores):
+        axes.set_xticks(log.index[:: 1 + len(log) // 10])
         axes.grid(alpha=0.3)
-        axes.set_xlim(0.5, len(log) + 0.5)
-        axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    return figure
+    figure.suptitle(f"{folder.name}: loss and val scores")
+    save_figure(folder / "curves.png", figure)
 
-
-def draw_confusion(confusion, classes, title):
-    """A confusion matrix, int (C, C), rows true: counts, shaded by and with their row's shares."""
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    size = 2.5 + 1.3 * len(classes)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    table = pd.read_csv(folder / "val_predictions.csv", usecols=["label", "predicted"], dtype=str)
+    figure = Figure(figsize=(4 + len(classes), 3 + len(classes)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-    for (row, column), share in np.ndenumerate(shares):
-        text = f"{confusion[row, column]}\n{share:.1%}"
-        color = "black" if share > 0.5 else "white"
-        axes.text(column, row, text, ha="center", va="center", color=color)
-    ticks = range(len(classes))
-    axes.set(xlabel="predicted", ylabel="true", title=title)
-    axes.set_xticks(ticks, classes)
-    axes.set_yticks(ticks, classes, rotation=90, va="center")
-    figure.colorbar(image, label="share of the true class's photos", shrink=0.8)
-    return figure
+    ConfusionMatrixDisplay.from_predictions(
+        table["label"], table["predicted"], labels=classes, ax=axes, cmap="cividis"
+    )
+    axes.set_title(f"{folder.name}: val photos")
+    save_figure(folder / "confusion.png", figure)

@@ -1,132 +1,90 @@
-"""The folder of a run: what is in it, when it may be written, how --resume finds it."""
+"""A run's folder: what is in it, when it may be written, and how --resume goes on."""
 
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from config.config import HEADS
-from data.crop import crop_settings
-from models.network import normalization
 from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
 from utils.cli import InputError
-from utils.device import precision_name
-from utils.files import make_folder, remove_leftovers, write_csv
-from utils.predictions import valid_predictions
+from utils.files import make_folder, remove_leftovers, write_csv, write_json
 
-RUN_FILES = ("best.pth", "last.pth", "log.csv", "valid_predictions.csv", "curves.png",
+RUN_FILES = ("best.pth", "last.pth", "log.csv", "val_predictions.csv", "curves.png",
              "confusion.png", "report.html")  # fmt: skip
-TENSORBOARD = "tensorboard"
-# All other arguments decide what a run ends with, so that --resume must find them unchanged.
-FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "cache", "crop_batch_size", "device",
-                  "num_workers", "epochs", "overwrite", "resume", "skip_bad", "no_report",
-                  "tensorboard", "recipe", "label_fixes"}  # fmt: skip
-
-PLAIN = (str, int, float, type(None))
-# What last.pth holds more than best.pth.
-ADDED = {"arguments": dict, "data": str, "log": list, "optimizer": dict, "scaler": dict}
+# All other arguments decide what a run ends with; --resume must find them unchanged.
+FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "no_cache", "crop_batch_size", "device",
+                  "num_workers", "epochs", "overwrite", "resume", "skip_bad", "tensorboard",
+                  "recipe", "label_fixes"}  # fmt: skip
 
 
 def prepare_folder(args):
-    """Make the run's folder and return it. Raises InputError when it holds a run already."""
+    """Make the run's folder and return it. Raises InputError when it already holds a run."""
     folder = Path(args.output_dir) / f"{args.target}_fold{args.fold}"
     if not (args.overwrite or args.resume) and any((folder / name).exists() for name in RUN_FILES):
-        raise InputError(
-            f"{folder}: holds a run; use --resume, --overwrite or another --output-dir"
-        )
-    make_folder(folder, "give another --output-dir")
+        raise InputError(f"{folder}: holds a run; use --resume, --overwrite or --output-dir")
+    make_folder(folder, "choose another --output-dir")
     remove_leftovers(folder)
     return folder
 
 
 def clear_folder(folder):
-    """Remove the run that --overwrite gives up. Raises InputError when it can't be removed."""
+    """Remove the run that --overwrite replaces."""
     for path in (*(folder / name for name in RUN_FILES), *folder.glob("best.*.onnx")):
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{path}: can't be removed ({error.strerror}); give another --output-dir"
-            ) from error
-    if (folder / TENSORBOARD).exists():
-        shutil.rmtree(folder / TENSORBOARD)
+        path.unlink(missing_ok=True)
+    if (folder / "tensorboard").exists():
+        shutil.rmtree(folder / "tensorboard")
 
 
-def arguments_that_matter(args, precision):
-    """What decides what a run ends with: {argument: plain value}; precision: the dtype in use."""
-    arguments = {name: value for name, value in vars(args).items() if name not in FREE_ON_RESUME}
-    if args.schedule != "constant":  # all steps' learning rates depend on how many there are
-        arguments["epochs"] = args.epochs
-    # Not args.precision: what auto means differs from device to device.
-    return {**arguments, "precision": precision_name(precision)}
+def fixed_arguments(args, precision):
+    """The arguments that --resume must find unchanged: {name: plain value}.
 
-
-def as_argument(name, value):
-    """How a value is given on the command line."""
-    option = "--" + name.replace("_", "-")
-    if value is None or value is False:
-        return f"no {option}"
-    return option if value is True else f"{option} {value}"
+    precision: the dtype in use, as what auto means differs between devices.
+    """
+    fixed = {name: value for name, value in vars(args).items() if name not in FREE_ON_RESUME}
+    if args.schedule != "constant":  # the learning rate depends on the number of all steps
+        fixed["epochs"] = args.epochs
+    return {**fixed, "precision": str(precision)}
 
 
 def load_last(folder, arguments, epochs):
     """The checkpoint that --resume goes on from.
 
-    Raises InputError when there is none, when arguments differ from its own, and when it has
-    more than epochs epochs already.
+    arguments: from fixed_arguments. Raises InputError when there is none, when its arguments were
+    others, and when it has more epochs already.
     """
-    for name in ("last.pth", "best.pth", "valid_predictions.csv"):
+    for name in ("last.pth", "best.pth", "val_predictions.csv"):
         if not (folder / name).exists():
-            raise InputError(f"{folder}: no {name} to go on from; start over with --overwrite")
-    try:
-        last = load_checkpoint(folder / "last.pth")
-    except InputError as error:
-        raise InputError(f"{error}; or start over with --overwrite") from error
-    odd = [name for name, kind in ADDED.items() if not isinstance(last.get(name), kind)]
-    if (
-        odd
-        or not all(isinstance(row, dict) for row in last["log"])
-        or not all(isinstance(row.get("macro_f1"), float) for row in last["log"])
-        or not all(isinstance(value, PLAIN) for value in last["arguments"].values())
-    ):
-        raise InputError(f"{folder / 'last.pth'}: not a last.pth; start over with --overwrite")
+            raise InputError(f"{folder}: no {name} to resume from; start over with --overwrite")
+    last = load_checkpoint(folder / "last.pth")
     if epochs < len(last["log"]):
         raise InputError(f"--epochs {epochs}: {folder} has {len(last['log'])} epochs already")
-    its = last["arguments"]
-    changed = [
-        as_argument(name, its.get(name))
-        for name in sorted(its.keys() | arguments.keys())
-        if its.get(name) != arguments.get(name)
-    ]
+    old = last["arguments"]
+    changed = [name for name in arguments if old.get(name) != arguments[name]]
     if changed:
-        raise InputError(f"{folder}: --resume needs the run's own arguments: {', '.join(changed)}")
+        changed = ", ".join(f"--{name.replace('_', '-')} {old.get(name)}" for name in changed)
+        raise InputError(f"{folder}: --resume needs the run's own arguments: {changed}")
     return last
 
 
-def restore(last, network, optimizer, scaler):
-    """Put network, optimizer and scaler where last left them; returns its log.
+def restore(last, network, optimizer, scaler, digest):
+    """Put network, optimizer and scaler where they were; returns the log.
 
-    Raises InputError when last holds something else than their states.
+    digest: of the photos and labels. Raises InputError when that or a state doesn't fit.
     """
+    if last["data"] != digest:
+        raise InputError(f"{last['path']}: of other photos or labels; start over with --overwrite")
     load_state(network, last)
     try:
-        # The arguments are the same, so the groups must be, and the states fit the parameters.
-        both = last["optimizer"]["param_groups"], optimizer.state_dict()["param_groups"]
-        its, own = ([{**group, "lr": None} for group in groups] for groups in both)  # by schedule
-        fits = its == own
         optimizer.load_state_dict(last["optimizer"])
-        for parameter, state in optimizer.state.items():
-            shapes = {name: value.shape for name, value in state.items()}
-            of_adam = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.shape)
-            fits &= shapes == {"step": (), **of_adam}
-        if not fits:
-            raise ValueError("another optimizer's state")
         scaler.load_state_dict(last["scaler"])
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"{last['path']}: no usable state of the optimizer; start over with --overwrite"
-        ) from error
+        raise InputError(f"{last['path']}: not this optimizer's state; use --overwrite") from error
     return last["log"]
+
+
+def best_f1(log):
+    """The best val macro-F1 of the epochs in log; below every F1 when there are none."""
+    return max((row["macro_f1"] for row in log), default=-1.0)
 
 
 def log_row(epoch, train_loss, scores, classes):
@@ -134,77 +92,50 @@ def log_row(epoch, train_loss, scores, classes):
     return {
         "epoch": epoch,
         "train_loss": train_loss,
-        "valid_loss": scores["loss"],
+        "val_loss": scores["loss"],
         "accuracy": scores["accuracy"],
         "macro_f1": scores["macro_f1"],
         **{f"f1_{name}": f1 for name, f1 in zip(classes, scores["class_f1"])},
     }
 
 
-def print_header(classes):
-    names = "".join(f"{'F1 ' + name:>14}" for name in classes)
-    print(f"epoch  train loss  valid loss  accuracy  macro-F1{names}  images/s  seconds")
+def save_epoch(folder, args, log, checkpoint, predictions, state):
+    """Write an epoch's files: config.json, log.csv and last.pth, and, if its macro-F1 is the best
+    so far, best.pth and val_predictions.csv.
 
-
-def print_epoch(row, classes, speed, seconds):
-    class_f1 = "".join(f"{row['f1_' + name]:>14.4f}" for name in classes)
-    print(
-        f"{row['epoch']:>5}{row['train_loss']:>12.4f}{row['valid_loss']:>12.4f}"
-        f"{row['accuracy']:>10.4f}{row['macro_f1']:>10.4f}{class_f1}{speed:>10.1f}{seconds:>9.1f}",
-        flush=True,
-    )
-
-
-def best_f1(log):
-    """The best valid macro-F1 of the epochs in log; below every F1 when there are none."""
-    return max((row["macro_f1"] for row in log), default=-1.0)
-
-
-def describe(args):
-    """All that test.py needs beside the weights, as plain types."""
-    mean, std = normalization(args.model)
-    return {
-        "target": args.target,
-        "classes": list(HEADS[args.target]["classes"]),
-        "fold": args.fold,
-        "model": args.model,
-        "resize": args.resize,
-        "mean": list(mean),
-        "std": list(std),
-        "augment": args.augment,
-        "tta": args.tta,
-        "age_border": args.age_border if args.loss == "age_distribution" else 0,  # 0: no AgeHead
-        "crop": crop_settings(args),
-    }
-
-
-def save_epoch(folder, checkpoint, log, valid, logits, resumable):
-    """Write an epoch's log.csv and last.pth, and best.pth and valid_predictions.csv if its macro-F1
-    is the best so far.
-
-    checkpoint: what best.pth holds but for epoch and score; valid, logits: the valid photos of
-    load_fold and what the network says of them; resumable: what last.pth holds more, {name: plain
-    types and tensors}.
+    log: a log_row an epoch; checkpoint: for best.pth; predictions: the table of the val photos;
+    state: what --resume needs besides the checkpoint.
     """
+    if len(log) == 1:  # not before: until here --overwrite can fail and lose nothing
+        clear_folder(folder)
+    write_json(folder / "config.json", vars(args))
     write_csv(folder / "log.csv", pd.DataFrame(log))
-    f1 = log[-1]["macro_f1"]
-    checkpoint = {**checkpoint, "epoch": log[-1]["epoch"], "valid_f1": f1}
-    if f1 > best_f1(log[:-1]):
-        predictions = valid_predictions(valid, logits, checkpoint["target"])
-        write_csv(folder / "valid_predictions.csv", predictions)
+    checkpoint = {**checkpoint, "epoch": len(log), "val_f1": log[-1]["macro_f1"]}
+    if log[-1]["macro_f1"] > best_f1(log[:-1]):
+        write_csv(folder / "val_predictions.csv", predictions)
         save_checkpoint(folder / "best.pth", checkpoint)
-    save_checkpoint(folder / "last.pth", {**checkpoint, "log": log, **resumable})
+    save_checkpoint(folder / "last.pth", {**checkpoint, "log": log, **state})
+    if args.tensorboard:
+        log_scalars(folder, log)
+
+
+def print_epoch(row, speed, seconds, header):
+    """Print a row of the log, below the names of the columns if header.
+
+    speed: train images per second; seconds: of the whole epoch.
+    """
+    row = {**row, "images/s": round(speed), "seconds": round(seconds)}
+    cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()]
+    widths = [max(8, len(name) + 2) for name in row]
+    for line in ([*row], cells) if header else (cells,):
+        print("".join(f"{text:>{width}}" for text, width in zip(line, widths)), flush=True)
 
 
 def log_scalars(folder, log):
-    """Write the last row of a run's log for TensorBoard, or all rows if none is there yet."""
-    from torch.utils.tensorboard import SummaryWriter
+    """Write the last row of the log for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter  # optional
 
-    events = folder / TENSORBOARD
-    rows = log[-1:] if events.exists() else log
-    # What a run that was stopped has written of these epochs is void.
-    with SummaryWriter(events, purge_step=rows[0]["epoch"]) as writer:
-        for row in rows:
-            for name, value in row.items():
-                if name != "epoch":
-                    writer.add_scalar(name, value, row["epoch"])
+    # purge_step overrides what a run that was stopped wrote for this epoch.
+    with SummaryWriter(folder / "tensorboard", purge_step=len(log)) as writer:
+        for name, value in log[-1].items():
+            writer.add_scalar(name, value, len(log))

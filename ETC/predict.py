@@ -1,0 +1,173 @@
+"""Classify any photos: `python -m ETC.predict holiday/ party.jpg`
+
+predictions.csv has a row a face: file; face, 1 for the largest of its photo; method, box and prob
+as in crops.csv; the answers of the three heads; ans, the official class; and the probability of
+each class of each head. predictions_sheet.png beside it shows the photos with boxes and answers.
+"""
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from config import config
+from data.crop import BOX, add_crop_batch_size, crop_photos
+from data.dataset import CropFiles, FaceDataset, build_loader
+from data.labels import merge_labels, raise_problems
+from ETC.sheet import MAX_PHOTOS, draw_sheet
+from models.inference import build_members, pick_backend, predict
+from utils import cli
+from utils.checkpoint import find_checkpoints
+from utils.cli import InputError
+from utils.device import choose_kernels, pick_device, pick_precision
+from utils.files import atomic_write, check_output, write_csv
+
+HEIC = {".heic", ".heif"}
+READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
+if READS_HEIC:  # not in main: spawned workers read photos too
+    importlib.import_module("pillow_heif").register_heif_opener()
+# What Pillow can identify but not read, or only with the help of other programs.
+NO_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+def list_photos(paths, ignored=None):
+    """The photos at paths, each once: files as named, and in or below folders, in order of their
+    names, every file with a photo's suffix except hidden ones and the path ignored.
+
+    Raises InputError for a path that doesn't exist, and when there are no photos.
+    """
+    suffixes = Image.registered_extensions().items()  # which also fills Image.OPEN
+    suffixes = HEIC | {suffix for suffix, kind in suffixes if kind in Image.OPEN.keys() - NO_PHOTOS}
+    ignored = ignored and os.path.realpath(ignored)
+    photos = {}
+    for name in paths:
+        path = Path(name)
+        if not name or not (path.is_file() or path.is_dir()):
+            raise InputError(f"{name or 'an empty path'}: no such file or folder")
+        found = [path]
+        if path.is_dir():
+            found = [
+                photo
+                for photo in sorted(path.rglob("*"))
+                if photo.suffix.lower() in suffixes
+                and not any(part.startswith(".") for part in photo.relative_to(path).parts)
+                and photo.is_file()
+                and os.path.realpath(photo) != ignored
+            ]
+        photos |= {os.path.realpath(photo): photo for photo in found}
+    if not photos:
+        raise InputError(f"{', '.join(map(str, paths))}: no photos in it")
+    return list(photos.values())
+
+
+def crop_faces(args, photos, folder, settings, device, every=False):
+    """Crop the largest face of each photo or, if every, all its faces, to files in folder.
+
+    args: from a parser with add_photo_arguments; photos: from list_photos; settings: the crop of a
+    checkpoint. Returns a DataFrame, a row a face in the order of photos, with file, a name to show,
+    and the keys of crop_photos as columns.
+    Raises InputError that names the photos that can't be read, unless args.skip_bad.
+    """
+    # Photos of many sizes make many convolutions, of which oneDNN would keep 1024 in memory.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    order = {photo: number for number, photo in enumerate(photos)}
+    pairs = []
+    for photo, number in order.items():
+        suffix = ".png" if photo.suffix.lower() == ".png" else ".jpg"  # the formats of data.crop
+        pairs.append((photo, folder / f"{number}{suffix}"))
+    rows = crop_photos(pairs, settings, device, args, every)
+    rows = sorted(rows, key=lambda row: (order[row["photo"]], row["face"]))
+    problems = []
+    for row in rows:
+        row["file"] = cli.printable(str(row["photo"]))
+        if row["method"] == "bad":
+            if row["photo"].suffix.lower() in HEIC and not READS_HEIC:
+                row["why"] = "HEIC; convert it to JPEG, or python -m pip install pillow-heif"
+            problems.append(f"{row['file']}: {row['why']}")
+    if not args.skip_bad:
+        raise_problems(f"{len(problems)} bad photos (or use --skip-bad)", problems)
+    print("".join(f"left out: {problem}\n" for problem in problems), end="")
+    if len(problems) == len(photos):
+        raise InputError(f"{', '.join(args.photos)}: no readable photos")
+    return pd.DataFrame([row for row in rows if row["method"] != "bad"])
+
+
+def prediction_table(faces, probs):
+    """The table predictions.csv.
+
+    faces: from crop_faces; probs: {target: float (faces, classes)}.
+    """
+    table = faces[["file", "face", "method", *BOX, "prob"]].copy()
+    labels = {target: probs[target].argmax(axis=1) for target in config.CLASSES}
+    for target, names in config.CLASSES.items():
+        table[target] = np.array(names)[labels[target]]
+    table["ans"] = merge_labels(*labels.values())
+    for target, names in config.CLASSES.items():
+        table[[f"{target}_{name}" for name in names]] = probs[target].round(6)
+    return table
+
+
+def main():
+    args = get_args_parser().parse_args()
+    device = pick_device(args.device)
+    precision = pick_precision(args.precision, device)
+    backend = pick_backend(args.backend, device, precision)
+    checkpoints = find_checkpoints(args.runs)
+    output = Path(args.output)
+    sheet = output.parent / f"{output.stem}_sheet.png"
+    # Beside a table, this is an earlier sheet. Otherwise it is a photo, and must not be replaced.
+    photos = list_photos(args.photos, ignored=sheet if output.exists() else None)
+    inputs = [checkpoint["path"] for head in checkpoints.values() for checkpoint in head]
+    check_output(output, [".csv"], [*photos, *inputs], [sheet.name])
+    members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = checkpoints["mask"][0]["crop"]  # those of all heads
+        faces = crop_faces(args, photos, Path(folder), settings, device, args.all_faces)
+        choose_kernels(args.deterministic)
+        crops = CropFiles(faces["crop"].tolist())
+        dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
+        loader = build_loader(dataset, args.batch_size, args.num_workers, device)
+        probs = predict(members, loader, device, precision)
+    table = prediction_table(faces, probs)
+    write_csv(output, table)
+    with atomic_write(sheet) as file:
+        draw_sheet(table.assign(photo=faces["photo"])).save(file, "PNG")
+    count, missed = faces["photo"].nunique(), (faces["method"] == "center").sum()
+    print(f"{count} photos, {len(faces) - missed} faces, {missed} photos without a face (cropped "
+          f"centrally) -> {output}, {sheet}")  # fmt: skip
+    if count > MAX_PHOTOS:
+        print(f"{sheet} shows the first {MAX_PHOTOS} photos")
+
+
+# fmt: off
+def add_photo_arguments(add):
+    """Add what list_photos and crop_faces need, with add, an add_argument method."""
+    add("photos", nargs="+", metavar="PATH",
+        help="photos, and folders that are searched for photos")
+    add("--skip-bad", action="store_true",
+        help="leave out photos that can't be read (default: stop and name them)")
+    add_crop_batch_size(add)
+    cli.add_machine_arguments(add)
+
+
+def get_args_parser():
+    parser = cli.ArgumentParser("python -m ETC.predict", description="Classify any photos.")
+    add = parser.add_argument
+    add_photo_arguments(add)
+    add("--output", default="predictions.csv", metavar="FILE",
+        help="the answers, with a contact sheet beside them (default: %(default)s)")
+    add("--all-faces", action="store_true",
+        help="classify every face of a photo (default: the largest)")
+    cli.add_prediction_arguments(add)
+    cli.add_precision_arguments(add)
+    return parser
+# fmt: on
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,86 @@
+"""How sure a score is: intervals by resampling people, and calibration."""
+
+import numpy as np
+
+INTERVAL = 0.025, 0.975  # the quantiles of a 95 % interval
+
+
+def confusion_matrix(targets, predictions, num_classes):
+    """Counts, int64 (C, C), rows true, of int arrays (N,) in [0, num_classes)."""
+    cells = np.asarray(targets) * num_classes + np.asarray(predictions)
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def accuracy(confusions):
+    """The share of correct predictions, float (...) in [0, 1].
+
+    confusions: int (..., C, C), rows true, none of them empty.
+    """
+    hits = np.diagonal(confusions, axis1=-2, axis2=-1)
+    return hits.sum(axis=-1) / confusions.sum(axis=(-2, -1))
+
+
+def macro_f1(confusions, whole=None):
+    """Macro-F1 of each confusion matrix, float (...) in [0, 1].
+
+    confusions: int (..., C, C), rows true. A class with neither targets nor predictions counts as
+    F1 0, as in classification_scores.
+    whole: the confusion matrix, int (C, C), of the set that confusions are resamples of. A class
+    with targets in the set but none in a resample is then left out of that resample's mean: an F1
+    of 0 would make the interval measure how often a rare class is missed by the draw. Which classes
+    count depends on the targets alone, so that two models are averaged over the same ones.
+    """
+    hits = np.diagonal(confusions, axis1=-2, axis2=-1)
+    targets, predictions = confusions.sum(axis=-1), confusions.sum(axis=-2)
+    counted = np.ones_like(targets, dtype=bool)
+    if whole is not None:
+        counted = (targets > 0) | (whole.sum(axis=1) == 0)
+    # A class without targets has no hits, and adds 0.
+    class_f1 = 2 * hits / np.maximum(targets + predictions, 1)
+    return class_f1.sum(axis=-1) / counted.sum(axis=-1)
+
+
+def bootstrap_confusions(targets, predictions, groups, num_classes, samples=1000, seed=0):
+    """Confusion matrices of resampled sets, int64 (samples, C, C), rows true, for which whole
+    groups are drawn with replacement: a person's photos resemble each other, and drawn singly they
+    would make an interval too narrow.
+
+    targets, predictions: int arrays (N,) in [0, num_classes); groups: array (N,) of who is on each
+    photo, any type. What is drawn depends on groups, samples and seed alone, so that the scores of
+    two models on the same photos can be subtracted resample by resample.
+    Source: Field and Welsh 2007, "Bootstrapping clustered data".
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    cells = num_classes**2
+    cell = np.asarray(targets) * num_classes + np.asarray(predictions)
+    counts = np.bincount(group * cells + cell, minlength=len(names) * cells)
+    draw = np.random.default_rng(seed).multinomial
+    times = draw(len(names), np.full(len(names), 1 / len(names)), size=samples)
+    # As floats, which hold these counts exactly and are multiplied much faster than integers.
+    confusions = times.astype(float) @ counts.reshape(len(names), cells).astype(float)
+    return confusions.astype(np.int64).reshape(samples, num_classes, num_classes)
+
+
+def bootstrap_macro_f1(targets, predictions, groups, num_classes, samples=1000, seed=0):
+    """Macro-F1 of each resample of bootstrap_confusions, with its arguments: float (samples,)."""
+    confusions = bootstrap_confusions(targets, predictions, groups, num_classes, samples, seed)
+    return macro_f1(confusions, confusion_matrix(targets, predictions, num_classes))
+
+
+def calibration(confidences, correct, bins=10):
+    """How well the probability of the predicted class tells how often it is correct.
+
+    confidences: float (N,) in [0, 1]; correct: bool (N,). Bin i holds (i / bins, (i + 1) / bins],
+    the first bin 0 as well.
+    Returns (count, confidence, accuracy, error): int (bins,); float (bins,) means over each bin,
+    NaN for empty ones; and the expected calibration error, the mean of |accuracy - confidence|
+    weighted by count, in [0, 1].
+    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
+    """
+    index = np.digitize(confidences, np.arange(1, bins) / bins, right=True)
+    count = np.bincount(index, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
+        confidence = np.bincount(index, confidences, minlength=bins) / count
+        correct = np.bincount(index, correct, minlength=bins) / count
+        error = np.nansum(np.abs(correct - confidence) * count) / count.sum()
+    return count, confidence, correct, float(error)

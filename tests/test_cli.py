@@ -1,0 +1,118 @@
+import argparse
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import data.crop
+import test
+import train
+from conftest import ROOT, assert_refused
+from utils import cli
+from utils.cli import InputError
+
+
+def run_in_process(code, **options):
+    command = [sys.executable, "-c", f"from utils import cli\n{code}"]
+    options = {"stdout": subprocess.PIPE, "text": True, "timeout": 60, **options}
+    return subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, **options)
+
+
+def test_help_takes_about_as_long_as_importing_torch():
+    def seconds_and_imports(*command):
+        before = sum(os.times()[2:4])  # of the processor, in child processes
+        command = [sys.executable, "-X", "importtime", *command]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        imports = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
+        return sum(os.times()[2:4]) - before, imports
+
+    limit = 2 * seconds_and_imports("-c", "import torch")[0]
+    for script in ("train.py", "test.py"):
+        seconds, imports = seconds_and_imports(script, "--help")
+        assert seconds <= limit
+        assert not imports & {"albumentations", "sklearn", "matplotlib", "facenet_pytorch", "onnx"}
+
+
+@pytest.mark.parametrize("module", [train, test, data.crop], ids=lambda module: module.__name__)
+def test_every_help_text_says_its_default(module):
+    for action in module.get_args_parser()._actions:
+        if not action.required and action.dest != "help":
+            assert "(default" in action.help or action.dest == "version", action.dest
+
+
+@pytest.mark.parametrize(
+    ("convert", "good", "bad"),
+    [
+        (cli.positive_int, "7", ["0", "-1", "1.5", "x", "99999999999999999999"]),
+        (cli.natural_int, "0", ["-1", "1.5"]),
+        (cli.seed_int, "4294967295", ["4294967296", "-1"]),
+        (cli.input_size, "64", ["63", "4097"]),
+        (cli.positive_float, "1e-4", ["0", "-1", "nan", "inf", "fast"]),
+        (cli.natural_float, "0", ["-1", "nan", "inf"]),
+        (cli.fraction, "0.5", ["1", "-0.1", "nan"]),
+    ],
+)
+def test_numbers(convert, good, bad):
+    assert convert(good) == float(good)
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"{text} is not a"):
+            convert(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (InputError("train.csv: no such file"), "train.csv: no such file"),
+        (InputError("two\nlines"), "two lines"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "--batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "--batch-size"),
+        (MemoryError(), "--batch-size"),
+        (PermissionError(13, "Permission denied", "/a/b"), "/a/b: Permission denied"),
+        (OSError(24, "Too many open files"), "Too many open files"),
+    ],
+)
+def test_what_the_user_can_change_is_one_line(capsys, error, word):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    out, err = capsys.readouterr()
+    assert_refused(subprocess.CompletedProcess("", stop.value.code, out, err), word)
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda: 1 / 0)
+    with pytest.raises(RuntimeError, match="size"):
+        cli.run(lambda: torch.ones(2) @ torch.ones(3))
+
+
+def test_ctrl_c_is_one_line(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, "the same command goes on")
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
+
+
+def test_output_that_cannot_be_written_is_one_line():
+    code = "cli.run(lambda: print('x' * 100_000))"
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            assert_refused(run_in_process(code, stdout=full), "output: No space left")
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert_refused(run_in_process(code, stdout=writer), "output: Broken pipe")
+    os.close(writer)
+
+
+def test_letters_that_the_terminal_lacks_are_escaped():
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = run_in_process("cli.run(lambda: print('한'))", env=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, r"\ud55c")

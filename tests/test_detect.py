@@ -1,0 +1,74 @@
+"""data/detect.py against the detector of the original, facenet_pytorch's MTCNN."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from facenet_pytorch import MTCNN
+from PIL import Image
+
+from conftest import FACES
+from data.detect import build_detector, detect, find_all_faces, find_largest_faces, pyramid
+from data.images import load_image
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def mtcnn():
+    return build_detector(CPU)
+
+
+@pytest.fixture(scope="module")
+def photos(sample_dir):
+    """Photos of all shots, uint8 (29, 512, 384, 3); in the last is no face."""
+    files = sorted((sample_dir / "train/images").glob("*/*.jpg"))[:28]
+    return np.stack([*map(load_image, files), np.full((512, 384, 3), 90, np.uint8)])
+
+
+def test_faces_are_those_of_the_package(mtcnn, photos):
+    package = MTCNN(keep_all=True)
+    found = detect(mtcnn, photos, pyramid(512, 384, 20), same_face=1)
+    for photo, faces in zip(photos, found):
+        boxes, probs = package.detect(Image.fromarray(photo))
+        assert len(faces) == (0 if boxes is None else len(boxes))
+        for (box, prob), package_box, package_prob in zip(faces, boxes if faces else [], probs):
+            assert np.abs(box - package_box).max() < 0.1
+            assert prob == pytest.approx(package_prob, abs=1e-4)
+    assert found[-1] == []
+    assert sum(map(bool, found)) > 20
+
+    # With the coarse levels first: other boxes of the same faces, and no face less.
+    largest = find_largest_faces(mtcnn, photos, 20)
+    for faces, all_faces in zip(largest, found):
+        assert len(faces) == min(1, len(all_faces))
+        for (box, _), (package_box, _) in zip(faces, all_faces):
+            assert np.abs(np.subtract(box, package_box)).max() <= 20
+
+
+@pytest.mark.parametrize("min_face_size", [20, 40])  # 40: in a photo of half the size
+def test_small_faces_are_found_where_there_is_no_large_one(mtcnn, min_face_size):
+    photo = np.full((512, 384, 3), 90, np.uint8)
+    face = cv2.resize(load_image(FACES[0]), (96, 128), interpolation=cv2.INTER_AREA)
+    photo[40:168, 200:296] = face
+    [[((x0, y0, x1, y1), _)]] = find_largest_faces(mtcnn, photo[None], min_face_size)
+    assert 200 <= x0 < x1 <= 296
+    assert 40 <= y0 < y1 <= 168
+    assert find_largest_faces(mtcnn, photo[None], 150) == [[]]
+
+
+def test_all_faces_are_found_the_largest_first(mtcnn):
+    face = load_image(FACES[0])
+    photo = np.full((512, 768, 3), 90, np.uint8)
+    photo[100:356, 20:212] = cv2.resize(face, (192, 256), interpolation=cv2.INTER_AREA)
+    photo[:, 300:684] = face
+    [[large, small]] = find_all_faces(mtcnn, photo[None], 20)
+    assert large[0][0] > 300 > 212 > small[0][2]
+    assert find_largest_faces(mtcnn, photo[None], 20) == [[large]]
+
+
+@pytest.mark.parametrize(("side", "min_face_size"), [(1, 20), (19, 20), (20, 20), (47, 47)])
+def test_no_photo_is_too_small(mtcnn, side, min_face_size):
+    tiny = np.zeros((2, side, 60, 3), np.uint8)
+    assert find_largest_faces(mtcnn, tiny, min_face_size) == [[], []]
+    assert find_all_faces(mtcnn, tiny, min_face_size) == [[], []]

@@ -1,0 +1,79 @@
+import errno
+import json
+import os
+
+import pandas as pd
+import pytest
+
+from utils.cli import InputError
+from utils.files import (
+    ABANDONED,
+    atomic_write,
+    check_output,
+    remove_leftovers,
+    write_csv,
+    write_json,
+)
+
+
+def test_tables_and_json(tmp_path):
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"a": [1], "이름": ["x"]}))
+    assert (tmp_path / "t.csv").read_bytes() == "a,이름\n1,x\n".encode()
+    write_json(tmp_path / "t.json", {"이름": [1, None]})
+    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8")) == {"이름": [1, None]}
+
+
+def write_half(path, error):
+    with atomic_write(path) as file:
+        file.write(b"half")
+        raise error
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_failed_write_leaves_what_was_there(tmp_path, there):
+    path = tmp_path / "table.csv"
+    if there:
+        path.write_bytes(b"whole")
+    with pytest.raises(KeyboardInterrupt):
+        write_half(path, KeyboardInterrupt)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(InputError, match=r"table\.csv: can't be written \(No space left"):
+        write_half(path, full)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"whole"] * there
+
+
+def test_only_abandoned_temporary_files_are_removed(tmp_path):
+    names = (".best.pth.1.tmp", ".best.pth.2.tmp", ".hidden", "best.pth")
+    for name in names:
+        (tmp_path / name).touch()
+    for name in names[:1] + names[2:]:
+        os.utime(tmp_path / name, (0, 0))
+    assert ABANDONED > 0
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(names[1:])
+
+
+def test_an_output_that_cannot_or_must_not_be_written_is_refused(tmp_path):
+    for name in ("run/best.pth", "folder.csv/x", "used/a.csv"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "used/link.csv").symlink_to(tmp_path / "used/a.csv")
+
+    def check(name):
+        inputs = [tmp_path / "used/a.csv"]
+        return check_output(tmp_path / name, [".csv"], inputs, beside=["table.csv"])
+
+    assert check("new/a.csv") == [tmp_path / "new/table.csv"]
+    assert not any((tmp_path / "new").iterdir())
+    for name, message in (
+        ("a.txt", r"ends in \.csv"),
+        (".", r"ends in \.csv"),
+        ("table.csv", r"ends in \.csv"),
+        ("folder.csv", "not a file"),
+        ("run/a.csv", "holds a run"),
+        ("used/a.csv", "read here"),
+        ("used/link.csv", "read here"),
+        ("used/a.csv/b.csv", "can't be written"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check(name)

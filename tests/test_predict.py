@@ -1,0 +1,165 @@
+"""ETC.predict: any photos, with the answers that test.py would give, and the contact sheet."""
+
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conftest import assert_refused, run, run_ok
+from ETC.predict import list_photos
+from ETC.sheet import COLORS, MAX_PHOTOS, SIDE, draw_sheet
+
+
+@pytest.fixture(scope="module")
+def photo(sample_dir):
+    """A photo with a face."""
+    return next((sample_dir / "train/images").glob("*/normal.jpg"))
+
+
+@pytest.fixture
+def classify(runs_dir, tmp_path):
+    """Run ETC.predict; returns its table and what it printed."""
+
+    def classify(*arguments):
+        output = tmp_path / "out/predictions.csv"
+        printed = run_ok("-m", "ETC.predict", *arguments, "--runs", runs_dir, "--output", output,
+                         "--num-workers", 0)  # fmt: skip
+        assert Image.open(output.with_name("predictions_sheet.png")).width > SIDE
+        return pd.read_csv(output), printed
+
+    return classify
+
+
+def test_photos_get_the_crops_and_answers_of_a_submission(classify, sample_dir, runs_dir, tmp_path):
+    run_ok("test.py", "--data-dir", sample_dir, "--runs", runs_dir,
+           "--output", tmp_path / "submission.csv", "--num-workers", 0)  # fmt: skip
+    table, _ = classify(sample_dir / "eval/images")
+    table.index = [os.path.basename(file) for file in table["file"]]
+    crops = pd.read_csv(sample_dir / "eval/crops.csv", index_col="file")
+    probs = pd.read_csv(tmp_path / "probabilities.csv", index_col="ImageID")
+    submission = pd.read_csv(tmp_path / "submission.csv", index_col="ImageID")
+    for expected in (crops[["method", "x0", "y0", "x1", "y1", "prob"]], probs, submission[["ans"]]):
+        pd.testing.assert_frame_equal(
+            table.loc[expected.index, expected.columns], expected, check_names=False
+        )
+    for target in ("mask", "gender", "age"):
+        columns = [name for name in probs if name.startswith(f"{target}_")]
+        best = table[columns].idxmax(axis=1).str.removeprefix(f"{target}_")
+        assert best.tolist() == table[target].tolist()
+
+
+def test_any_size_orientation_and_format(classify, photo, tmp_path):
+    face = Image.open(photo)
+    folder = tmp_path / "my photos 여름"
+    (folder / "deeper/.hidden").mkdir(parents=True)
+    face.resize((1536, 2048)).save(folder / "large.WEBP")
+    face.convert("P").save(folder / "palette.gif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    face.rotate(90, expand=True).save(folder / "deeper/turned.jpg", exif=exif)
+    Image.new("RGBA", (40, 30), (9, 9, 9, 0)).save(folder / "tiny.png")
+    face.save(folder / "deeper/.hidden/x.jpg")
+    face.save(folder / "._x.jpg")
+    (folder / "notes.txt").write_text("no photo")
+    (folder / "model.h5").write_bytes(b"\x89HDF\r\n\x1a\nmodel")  # Pillow names it, can't read it
+    table, printed = classify(folder, folder / "tiny.png", "--crop-batch-size", 2)
+    table.index = [os.path.basename(file) for file in table["file"]]
+    assert table.index.tolist() == ["turned.jpg", "large.WEBP", "palette.gif", "tiny.png"]
+    assert table["method"].tolist() == ["mtcnn"] * 3 + ["center"]
+    boxes = table[["x0", "y0", "x1", "y1"]]
+    assert boxes.loc["tiny.png"].tolist() == [8, 3, 31, 26]  # 300 of 384 pixels
+    assert np.abs(boxes.loc["turned.jpg"] - boxes.loc["palette.gif"]).max() <= 15
+    assert "4 photos, 3 faces, 1 photos without a face" in printed
+
+
+def test_all_faces_adds_rows(classify, photo, tmp_path):
+    face = Image.open(photo)
+    group = Image.new("RGB", (1000, 600), "gray")
+    group.paste(face.resize((240, 320)), (20, 200))
+    group.paste(face, (400, 50))
+    group.save(tmp_path / "group.png")
+    [largest] = classify(tmp_path / "group.png")[0].to_dict("records")
+    assert largest["x0"] > 400
+    both, _ = classify(tmp_path / "group.png", "--all-faces")
+    assert both["face"].tolist() == [1, 2]
+    assert both["x1"][1] < 300
+    assert both.loc[0].to_dict() == pytest.approx(largest)
+
+
+def test_bad_photos_are_named_or_left_out(classify, photo, runs_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("ETC.predict.READS_HEIC", False)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(photo, folder / "good.jpg")
+    (folder / "broken.jpg").write_bytes(photo.read_bytes()[:99])
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    command = ["-m", "ETC.predict", "--output", tmp_path / "x.csv", "--runs", runs_dir]
+    refused = run(*command, "--num-workers", 0, folder)
+    assert_refused(refused, "2 bad photos", "broken.jpg", "IMG_1.HEIC", "JPEG", "pillow-heif")
+    assert not (tmp_path / "x.csv").exists()
+    table, printed = classify(folder, "--skip-bad")
+    assert len(table) == 1
+    assert printed.count("left out: ") == 2
+    refused = run(*command, "--skip-bad", "--num-workers", 0, folder / "broken.jpg")
+    assert_refused(refused, "broken.jpg", "no readable photos")
+
+
+def test_what_is_read_is_not_overwritten(photo, runs_dir, tmp_path):
+    sheet = tmp_path / "x_sheet.png"
+    Image.open(photo).save(sheet)
+    before = sheet.read_bytes()
+    command = ["-m", "ETC.predict", "--runs", runs_dir, "--num-workers", 0, "--output"]
+    (tmp_path / "empty").mkdir()
+    for output, path, words in (
+        (tmp_path / "x.csv", tmp_path, ["would overwrite", "x_sheet.png"]),
+        (sheet, sheet, ["--output", "ends in .csv"]),
+        ("new/", sheet, ["--output new", "ends in .csv"]),
+        (runs_dir / "mask_fold0/x.csv", sheet, ["mask_fold0", "a run"]),
+        (tmp_path / "x.csv", tmp_path / "nowhere", ["nowhere", "no such file"]),
+        (tmp_path / "x.csv", "", ["empty path", "no such file"]),
+        (tmp_path / "x.csv", tmp_path / "empty", ["empty", "no photos"]),
+    ):
+        assert_refused(run(*command, output, path), *words)
+    assert sheet.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["empty", "x_sheet.png"]
+    shutil.copy(photo, tmp_path / "one.jpg")
+    (tmp_path / "x.csv").touch()  # of an earlier call, as is the sheet beside it
+    assert "1 photos, 1 faces" in run_ok(*command, tmp_path / "x.csv", tmp_path)
+    assert sheet.read_bytes() != before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such file names")
+def test_any_file_name(classify, photo, tmp_path):
+    for name in (b"new\nline.jpg", b"not text \xff.jpg", "여름 'a\" <b>.jpg".encode()):
+        shutil.copy(photo, os.path.join(os.fsencode(tmp_path), name))
+    table, _ = classify(tmp_path)
+    names = sorted(os.path.basename(file) for file in table["file"])
+    assert names == sorted(["new\nline.jpg", "not text ?.jpg", "여름 'a\" <b>.jpg"])
+
+
+def test_a_photo_named_twice_counts_once(sample_dir):
+    folder = sample_dir / "eval/images"
+    photos = list_photos([folder, next(folder.glob("*.jpg"))])
+    assert photos == sorted(folder.glob("*.jpg"))
+
+
+def test_sheet_shows_boxes_and_answers_of_the_first_photos(photo, tmp_path):
+    row = {"photo": photo, "file": str(photo), "face": 1, "method": "mtcnn", "x0": 96, "y0": 128,
+           "x1": 288, "y1": 384, "prob": 1, "mask": "incorrect", "gender": "male", "age": "60plus",
+           "mask_incorrect": 0.5, "gender_male": 0.9, "age_60plus": 0.4}  # fmt: skip
+    sheet = np.asarray(draw_sheet(pd.DataFrame([row])))
+    orange = np.array([int(COLORS["incorrect"][i : i + 2], 16) for i in (1, 3, 5)])
+    ys, xs = np.nonzero((sheet[: SIDE + 12] == orange).all(axis=2))
+    assert np.ptp(xs) == pytest.approx(192 * SIDE / 512, abs=2)
+    assert np.ptp(ys) == pytest.approx(256 * SIDE / 512, abs=2)
+    assert (sheet[SIDE + 12 :] == orange).all(axis=2).any()  # the answers below
+    paths = [tmp_path / f"{i}.jpg" for i in range(MAX_PHOTOS + 5)]
+    for path in paths:
+        os.link(photo, path)
+    many = pd.DataFrame([{**row, "photo": path} for path in paths])
+    assert draw_sheet(many).size == draw_sheet(many[:MAX_PHOTOS]).size
+    crowd = pd.DataFrame([{**row, "face": number} for number in range(1, 30)])
+    assert draw_sheet(crowd).height < 2 * SIDE

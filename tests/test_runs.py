@@ -1,0 +1,187 @@
+"""What a run's folder holds whatever happens to the run, and how --resume goes on."""
+
+import os
+import shutil
+import signal
+
+import pandas as pd
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import SMALL, assert_refused, run, run_ok, spawn
+from utils import runs
+from utils.checkpoint import load_checkpoint
+
+BEST = ["--recipe", "best", "--epochs", 2]
+
+
+@pytest.fixture
+def command(sample_dir, tmp_path):
+    return train_command(sample_dir, tmp_path)
+
+
+def train_command(sample_dir, output):
+    return ["train.py", "--target", "age", "--data-dir", sample_dir, "--output-dir", output,
+            *SMALL, "--lr", 1e-3, "--num-workers", 0]  # fmt: skip
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def assert_same_run(folder, other):
+    """The same weights, best and last, optimizer state, log and val predictions."""
+    for name in ("log.csv", "val_predictions.csv", "best.pth"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    last, expected = (load_checkpoint(path / "last.pth") for path in (folder, other))
+    assert last["log"] == expected["log"]
+    for name in ("network", "optimizer"):
+        torch.testing.assert_close(last[name], expected[name], rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(sample_dir, tmp_path_factory):
+    output = tmp_path_factory.mktemp("uninterrupted")
+    run_ok(*train_command(sample_dir, output), "--epochs", 2)
+    return output / "age_fold0"
+
+
+def test_more_epochs_end_as_if_they_had_been_asked_for_at_once(command, tmp_path, uninterrupted):
+    folder = tmp_path / "age_fold0"
+    run_ok(*command, "--epochs", 1, "--tensorboard")
+    resume = [*command, "--epochs", 2, "--tensorboard", "--num-workers", 1, "--resume"]
+    run_ok(*resume)
+    assert_same_run(folder, uninterrupted)
+    before = contents(folder)
+    run_ok(*resume)  # nothing left to do
+    assert contents(folder) == before
+
+    log = pd.read_csv(folder / "log.csv")
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    for name in log.columns.drop("epoch"):
+        scalars = [(event.step, event.value) for event in events.Scalars(name)]
+        assert scalars == [(row["epoch"], pytest.approx(row[name])) for _, row in log.iterrows()]
+
+
+def test_the_cosine_schedule_goes_on_after_ctrl_c(command, tmp_path, monkeypatch):
+    run_ok(*command, *BEST, "--output-dir", tmp_path / "whole")
+    save_epoch = runs.save_epoch
+
+    def save_and_stop(*values):
+        save_epoch(*values)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "save_epoch", save_and_stop)
+    assert run(*command, *BEST).returncode == 130
+    monkeypatch.setattr(runs, "save_epoch", save_epoch)
+    # Every learning rate depends on the number of all steps.
+    assert_refused(run(*command, *BEST, "--epochs", 3, "--resume"), "--epochs 2")
+    run_ok(*command, *BEST, "--resume")
+    assert_same_run(tmp_path / "age_fold0", tmp_path / "whole/age_fold0")
+
+
+KILL_IN_EPOCH_2 = """
+import os, signal, sys
+import train
+
+def replace(source, target, replace=os.replace):
+    replace(source, target)
+    if target.name == "log.csv" and len(target.read_text().splitlines()) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = replace
+train.main()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
+def test_a_killed_run_goes_on(command, tmp_path, uninterrupted):
+    """Killed when log.csv is of the second epoch and last.pth still of the first one."""
+    arguments = [*command[1:], "--epochs", 2]
+    assert spawn("-c", KILL_IN_EPOCH_2, *arguments).returncode == -signal.SIGKILL
+    assert len(pd.read_csv(tmp_path / "age_fold0/log.csv")) == 2
+    run_ok(*command, "--epochs", 2, "--resume")
+    assert_same_run(tmp_path / "age_fold0", uninterrupted)
+
+
+def test_resume_refuses_what_would_change_the_result(command, sample_dir, tmp_path):
+    data, folder = tmp_path / "data", tmp_path / "age_fold0"
+    shutil.copytree(sample_dir, data, copy_function=shutil.copy2)
+    command += ["--data-dir", data, "--epochs", 1]
+    run_ok(*command)
+    before = contents(folder)
+
+    def refused(*arguments):
+        return run(*command, "--resume", *arguments)
+
+    assert_refused(refused("--batch-size", 8, "--augment", "none"), "--batch-size 16", "--augment")
+    assert_refused(refused("--precision", "bf16"), "--precision", "float32")
+    assert_refused(refused("--margin-x", 5), "--margin-x 20")
+    assert_refused(refused("--overwrite"), "--overwrite", "--resume")
+    table = pd.read_csv(data / "train/train.csv", dtype=str)
+    person, age = table.loc[0, ["id", "age"]]
+    fixes = tmp_path / "fixes.csv"
+    fixes.write_text(f"id,field,old,new\n{person},age,{age},{int(age) + 1}\n")
+    assert_refused(refused("--label-fixes", fixes), "other photos or labels", "--overwrite")
+    photos = data / "train/images"
+    first, last = sorted(photos.rglob("mask1.jpg"))[:: len(table) - 1]
+    shutil.copy(last, first)
+    assert_refused(refused(), "other photos or labels", "--overwrite")
+    assert contents(folder) == before
+
+    (folder / "last.pth").write_bytes(before["last.pth"][:-1000])
+    assert_refused(refused(), "last.pth")
+    (folder / "last.pth").unlink()
+    assert_refused(refused(), "no last.pth", "--overwrite")
+
+
+def test_a_run_is_replaced_only_if_asked_and_only_by_another_one(command, tmp_path):
+    crops, folder = tmp_path / "crops", tmp_path / "age_fold0"
+    command += ["--crop-dir", crops, "--epochs", 1, "--no-cache"]
+    assert "84 photos cropped" in run_ok(*command, "--tensorboard")
+    (folder / "best.0123.v1.onnx").write_bytes(b"of the old checkpoint")
+    before = contents(folder)
+
+    assert_refused(run(*command), "age_fold0", "--resume", "--overwrite")
+    crop = next(crops.rglob("mask1.jpg"))
+    crop.write_bytes(crop.read_bytes()[:99])
+    for workers in (0, 1):  # the latter raises the error in another process
+        done = run(*command, "--overwrite", "--num-workers", workers)
+        assert_refused(done, f"{crop.parent.name}/mask1.jpg", "delete this crop")
+    assert_refused(run(*command, "--overwrite", "--data-dir", tmp_path / "nowhere"), "nowhere")
+    assert contents(folder) == before
+    assert (folder / "tensorboard").exists()
+
+    crop.unlink()
+    run_ok(*command, "--overwrite", "--seed", 1)
+    after = contents(folder)
+    assert after.keys() == before.keys() - {"best.0123.v1.onnx"}
+    assert after["best.pth"] != before["best.pth"]
+    assert not (folder / "tensorboard").exists()
+
+
+def test_what_a_run_killed_in_its_first_epoch_leaves_is_not_replaced(command, tmp_path):
+    (tmp_path / "age_fold0").mkdir()
+    (tmp_path / "age_fold0/best.pth").write_bytes(b"precious")
+    assert_refused(run(*command), "age_fold0", "--overwrite")
+    assert_refused(run(*command, "--resume"), "last.pth", "--overwrite")
+    assert (tmp_path / "age_fold0/best.pth").read_bytes() == b"precious"
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(command, tmp_path, monkeypatch):
+    run_ok(*command, "--epochs", 1)
+    before = contents(tmp_path / "age_fold0")
+    monkeypatch.setattr("utils.files.os.fsync", fill_up)
+    assert_refused(run(*command, "--epochs", 2, "--resume"), ".pth", "No space left on device")
+    after = contents(tmp_path / "age_fold0")
+    assert after.keys() == before.keys()  # no temporary file among them
+    for name in ("best.pth", "last.pth"):
+        assert after[name] == before[name]
+
+
+def fill_up(descriptor, room=10**6, fsync=os.fsync):
+    """What os.fsync does on a disk with room, in bytes, for small files only."""
+    if os.fstat(descriptor).st_size > room:
+        raise OSError(28, "No space left on device")
+    fsync(descriptor)
