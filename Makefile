@@ -2,6 +2,7 @@
 # make test    all tests
 # make test-oldest, make test-newest
 #              all tests with the oldest versions that the requirements allow, or the newest there are
+# make pictures  draw README.md's pictures anew
 # make lint    check style and format
 # make clean   remove everything these made, the environments included
 
@@ -19,7 +20,7 @@ DEMO := demo
 TRAIN := $(BIN)/python train.py --data-dir $(DEMO)/data --output-dir $(DEMO)/runs --overwrite \
 	--model efficientnet-lite0 --resize 112 --lr 3e-4 --batch-size 16
 
-.PHONY: demo test test-oldest test-newest lint clean
+.PHONY: demo pictures test test-oldest test-newest lint clean
 
 # Real files, newer than what they were made from: made again only when the requirements change.
 $(VENV)/ready: $(REQUIREMENTS) constraints.txt
@@ -42,6 +43,13 @@ demo: $(VENV)/ready $(DEMO)/data
 	$(TRAIN) --target age --epochs 6
 	$(BIN)/python test.py --data-dir $(DEMO)/data --runs $(DEMO)/runs \
 		--output $(DEMO)/submission.csv --answers $(DEMO)/data/eval/answers.csv
+	$(BIN)/python -m ETC.report $(DEMO)/runs/*_fold0
+	$(BIN)/python -m ETC.report $(DEMO)/submission.csv --data-dir $(DEMO)/data \
+		--answers $(DEMO)/data/eval/answers.csv
+
+# README.md's pictures, from the demo; needs Chromium.
+pictures: demo
+	$(BIN)/python -m ETC.pictures --demo $(DEMO)
 
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python $(TEST)

@@ -24,6 +24,7 @@ def main():
     args = get_args_parser().parse_args()
     device = join_processes(args.device)
     precision = pick_precision(args.precision, device)
+    choose_kernels(args.deterministic)
     backend = pick_backend(args.backend, device, precision)
     checkpoints = find_checkpoints(args.runs)
     info = read_info(args.data_dir)
@@ -33,14 +34,12 @@ def main():
     [table_path] = check_output(args.output, [".csv"], inputs, ["probabilities.csv"])
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
 
-    files, shots = info["ImageID"].tolist(), ["any shot"] * len(info)
-    settings = checkpoints["mask"][0]["crop"]  # those of all heads
-    manifest = crop_split(args, "eval", files, shots, settings, device)
+    settings = checkpoints["mask"][0]["crop"]  # all heads have the same
+    manifest = crop_split(args, "eval", info["ImageID"], None, settings, device)
     good = (manifest["method"] != "bad").to_numpy()  # all, unless --skip-bad
     if not good.any():
         raise InputError(f"{args.data_dir}: not one readable image in eval/images")
 
-    choose_kernels(args.deterministic)
     folder = crop_folder(args.data_dir, args.crop_dir, "eval")
     crops = CropFiles([folder / file for file in info["ImageID"][good]])
     dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
@@ -62,9 +61,7 @@ def main():
 
 
 def probability_table(info, good, probs):
-    """The table probabilities.csv; good: bool (N,), of which images probs has rows, {target: float
-    (good images, classes)}.
-    """
+    """The table probabilities.csv; probs has rows for the images that are good, bool (N,)."""
     table = info[["ImageID"]].copy()
     for target, names in config.CLASSES.items():
         for name, column in zip(names, probs[target].round(6).T):

@@ -29,6 +29,7 @@ from utils.device import (
     join_processes,
     pick_precision,
     progress_off,
+    rank,
     share_buffers,
     world_size,
 )
@@ -93,8 +94,10 @@ def main():
     args = parse_args()
     device = join_processes(args.device)
     precision = pick_precision(args.precision, device)
+    choose_kernels(args.deterministic)
     if args.batch_size % world_size():
-        raise InputError(f"--batch-size {args.batch_size}: no multiple of the number of processes")
+        raise InputError(f"--batch-size {args.batch_size}: use a multiple of {world_size()}, the "
+                         "number of processes")  # fmt: skip
     classes = config.CLASSES[args.target]
     images = list_train_images(args.data_dir)
     images["fold"] = assign_folds(images, args.fold_seed)  # by the labels as they were given
@@ -117,10 +120,9 @@ def main():
     manifest = crop_split(args, "train", images["file"], images["shot"], settings, device)
     train_loader, val_loader, val, digest = load_fold(images, manifest, args, device)
 
-    choose_kernels(args.deterministic)
     pixel_stats = torch.tensor(normalization(args.model), device=device)
     criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing, args.age_sigma)
-    # In evaluation an AgeHead gives the logits of the three groups.
+    # In evaluation an AgeHead answers with the three groups, not with ages.
     val_criterion = build_loss("cross_entropy") if age_border else criterion
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -135,7 +137,8 @@ def main():
     for epoch in range(first_epoch, args.epochs + 1):
         start = time.perf_counter()
         # Seeded by epoch: what dropout draws is the same after --resume.
-        torch.manual_seed(int(np.random.SeedSequence([args.seed, epoch]).generate_state(1)[0]))
+        seeds = np.random.SeedSequence([args.seed, epoch, rank()])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
         train_loader.sampler.set_epoch(epoch)
         train_loader.dataset.set_epoch(epoch)
         rates = learning_rates(args, epoch, len(train_loader))
@@ -148,8 +151,8 @@ def main():
             network, val_loader, val_criterion, pixel_stats, precision, args.tta
         )
         if not (math.isfinite(train_loss) and math.isfinite(scores["loss"])):
-            raise InputError(f"the loss is not finite in epoch {epoch}; try a lower --lr, or "
-                             "--precision fp32, in another --output-dir")  # fmt: skip
+            raise InputError(f"the loss is not finite in epoch {epoch}; earlier epochs are kept; "
+                             "try a lower --lr or --precision fp32")  # fmt: skip
         log.append(runs.log_row(epoch, train_loss, scores, classes))
         if is_first():
             checkpoint = {**describe_head(args, age_border, settings),
@@ -198,7 +201,7 @@ def parse_args():
         ("label_smoothing", args.loss == "label_smoothing", "--loss label_smoothing"),
     ):
         if getattr(args, name) != parser.get_default(name) and not used:
-            raise InputError(f"--{name.replace('_', '-')}: has no effect without {where}")
+            raise InputError(f"--{name.replace('_', '-')} has no effect without {where}")
     if not 30 < args.age_border <= 100:
         raise InputError(f"--age-border {args.age_border}: use 31 to 100, after the border at 30")
     if args.loss == "age_distribution" and args.target != "age":
@@ -222,7 +225,8 @@ def get_args_parser():
     # fmt: off
     parser.add_argument("--target", choices=config.CLASSES, required=True, help="which head")
     parser.add_argument("--recipe", choices=config.RECIPES, default=config.RECIPE,
-        help="defaults: the original's, below, or those that measured best (default: %(default)s)")
+        help="seed: the original's defaults, given below; best: what measured better "
+        "(default: %(default)s)")
 
     add = parser.add_argument_group("data").add_argument
     cli.add_data_arguments(add)
@@ -236,8 +240,8 @@ def get_args_parser():
     add("--fold-seed", type=cli.seed_int, default=config.FOLD_SEED,
         help="who is in which fold (default: %(default)s)")
     add("--age-border", type=cli.positive_int, default=config.AGE_BORDER,
-        help="the age from which training labels, or with --loss age_distribution answers, are "
-        "60+ (default: %(default)s)")
+        help="ages from this one count as 60+ in training labels or, with --loss "
+        "age_distribution, in predictions (default: %(default)s)")
     add("--label-fixes", metavar="FILE",
         help="CSV that corrects labels, data/label_fixes.csv for the competition's (default: none)")
     add("--augment", choices=AUGMENTATIONS, help="augmentation (default: the head's own)")
@@ -256,21 +260,21 @@ def get_args_parser():
     add("--epochs", type=cli.positive_int, help=f"epochs (default: {by_head('epochs')})")
     add("--lr", type=cli.positive_float, help=f"Adam's learning rate (default: {by_head('lr')})")
     add("--schedule", choices=("constant", "cosine"),
-        help="of the learning rate; cosine rises to --lr in the first tenth of all steps, then "
+        help="learning-rate schedule; cosine rises to --lr in the first tenth of all steps, then "
         f"falls (default: {config.SCHEDULE})")
     add("--tta", choices=("none", "flip"),
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
     add("--batch-size", type=cli.positive_int, default=config.BATCH_SIZE,
-        help="images a step (default: %(default)s)")
+        help="images per step (default: %(default)s)")
     add("--loss", choices=LOSSES, help=f"loss (default: {by_head('loss')})")
     add("--focal-gamma", type=cli.natural_float, default=config.FOCAL_GAMMA,
         help="exponent of the loss focal (default: %(default)s)")
     add("--age-sigma", type=cli.positive_float, default=config.AGE_SIGMA,
-        help="width of the loss age_distribution in years (default: %(default)s)")
+        help="standard deviation of age_distribution in years (default: %(default)s)")
     add("--label-smoothing", type=cli.fraction, default=config.LABEL_SMOOTHING,
-        help="share of the loss label_smoothing (default: %(default)s)")
+        help="smoothing factor of label_smoothing (default: %(default)s)")
     add("--seed", type=cli.seed_int, default=config.SEED,
-        help="of weights, order and augmentation (default: %(default)s)")
+        help="seed of weights, order and augmentation (default: %(default)s)")
 
     add = parser.add_argument_group("machine").add_argument
     cli.add_machine_arguments(add)

@@ -26,6 +26,7 @@ from data.labels import (
     merge_labels,
     read_info,
 )
+from ETC.names import printable
 from utils import cli
 from utils.cli import InputError
 
@@ -137,7 +138,7 @@ def print_found(what, lines):
     """Print the number of lines and the first of them."""
     print(f"{what}: {len(lines) or 'none'}")
     for line in lines[:SHOWN]:
-        print(f"  {cli.printable(line)}")
+        print(f"  {printable(line)}")
     if len(lines) > SHOWN:
         print(f"  and {len(lines) - SHOWN} more")
 

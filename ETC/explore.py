@@ -15,7 +15,8 @@ from matplotlib.patches import Rectangle
 from config import config
 from data.augment import augment, build_augmentation, resize
 from data.images import load_image
-from data.labels import class_names, head_labels, merge_labels
+from data.labels import head_labels, merge_labels
+from ETC.names import class_names
 from ETC.sample import make_sample
 from utils.plots import BLUE, GREEN, ORANGE
 

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from config.config import CLASSES
-from data.labels import class_names, merge_labels
+from data.labels import merge_labels
+from ETC.names import class_names
 from models.inference import FromPixels, export_onnx, missing_packages
 from utils import cli
 from utils.checkpoint import find_checkpoints

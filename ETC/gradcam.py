@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from data.augment import resize
 from data.images import load_image
+from ETC.names import printable
 from ETC.predict import add_photo_arguments, crop_faces, list_photos
 from ETC.sheet import GAP, arrange, with_lines
 from models.network import load_network, normalize
@@ -102,7 +103,7 @@ def draw_heading(checkpoint):
     """The row above all others: what the picture shows, and of which network."""
     lines = [
         f"Grad-CAM: what speaks for each class of the {checkpoint['target']} head",
-        f"{checkpoint['model']}, {checkpoint['resize']} px, {cli.printable(checkpoint['path'])}",
+        f"{checkpoint['model']}, {checkpoint['resize']} px, {printable(checkpoint['path'])}",
         "clear: nothing; yellow: the most in its row; framed: the network's answer",
     ]
     width = (SIDE + GAP) * (1 + len(checkpoint["classes"])) - GAP

@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from ETC.report import report_run
 from ETC.sheet import arrange, draw_photo
 from utils import cli
 from utils.cli import InputError
@@ -39,11 +38,10 @@ def draw_people(demo):
 
 
 def draw_run(run):
-    """The curves of a run above the head of its report, which is written."""
+    """The curves of a run above the head of its report."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if not browser:
         raise InputError("no chromium or google-chrome: apt install chromium")
-    report_run(run)
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "report.png"
         subprocess.run(

@@ -18,6 +18,7 @@ from config import config
 from data.crop import BOX, add_crop_batch_size, crop_photos
 from data.dataset import CropFiles, FaceDataset, build_loader
 from data.labels import merge_labels, raise_problems
+from ETC.names import printable
 from ETC.sheet import MAX_PHOTOS, draw_sheet
 from models.inference import build_members, pick_backend, predict
 from utils import cli
@@ -83,7 +84,7 @@ def crop_faces(args, photos, folder, settings, device, every=False):
     rows = sorted(rows, key=lambda row: (order[row["photo"]], row["face"]))
     problems = []
     for row in rows:
-        row["file"] = cli.printable(str(row["photo"]))
+        row["file"] = printable(str(row["photo"]))
         if row["method"] == "bad":
             if row["photo"].suffix.lower() in HEIC and not READS_HEIC:
                 row["why"] = "HEIC; convert it to JPEG, or python -m pip install pillow-heif"

@@ -22,8 +22,9 @@ from config import config
 from config.config import CLASSES
 from data.crop import crop_folder, read_record
 from data.images import load_image
-from data.labels import class_names, read_answers, split_classes
+from data.labels import read_answers, split_classes
 from ETC import statistics
+from ETC.names import class_names
 from utils import cli
 from utils.cli import InputError
 from utils.files import atomic_write

@@ -1,6 +1,6 @@
-"""Every default; the command-line argument of the same name overrides it.
+"""Every default, most of them of a command-line argument with the same name.
 
-The values are those of the original solution, except where a comment says why.
+The values are the original solution's, except where a comment says why.
 """
 
 import os
@@ -22,9 +22,11 @@ CROP_DIR = os.environ.get("MAG_CROP_DIR") or None  # None: the data directory
 OUTPUT_DIR = "runs"
 FOLD = 0
 FOLD_SEED = 777  # not SEED: runs with other seeds keep the same val people
-AGE_BORDER = 59  # in training labels, to give the rare class 60+ more examples
+# In training labels, to give the rare class 60+ more examples; for the loss age_distribution, which
+# learns years, in the answers.
+AGE_BORDER = 59
 
-# face crops, in pixels of a photo of 384 x 512
+# face crops, in pixels; margins and centre are those of a photo of 384 x 512
 CROP = {
     "min_face_size": 50,  # MTCNN's 20 costs a third more, for faces no portrait has
     "margin_x": 20,

@@ -14,7 +14,7 @@ ROTATE = {"limit": 20, "border_mode": cv2.BORDER_REPLICATE}
 NOISE = {"std_range": (10**0.5 / 255, 50**0.5 / 255)}
 
 
-def mask_head(A):
+def for_mask(A):
     """The original's for the mask head: a change of shape, then one of colour."""
     return [
         A.OneOf([A.Perspective(), A.Rotate(**ROTATE)], p=0.5),
@@ -29,13 +29,13 @@ def mask_head(A):
     ]
 
 
-def age_head(A):
+def for_age(A):
     """The original's for the age head; may shuffle the quarters of a face."""
     warp = A.OneOf([A.RandomGridShuffle(grid=(2, 2)), A.Perspective()], p=0.5)
     return [A.Rotate(**ROTATE, p=0.5), warp, A.GaussNoise(**NOISE, p=0.5)]
 
 
-def gender_head(A):
+def for_gender(A):
     """The original's for the gender head: the age head's without the shuffle."""
     return [A.Rotate(**ROTATE, p=0.5), A.Perspective(p=0.5), A.GaussNoise(**NOISE, p=0.5)]
 
@@ -55,9 +55,9 @@ def light(A):
 
 AUGMENTATIONS = {  # functions of albumentations, whose import takes a second
     "none": lambda A: [],
-    "mask": mask_head,
-    "age": age_head,
-    "gender": gender_head,
+    "mask": for_mask,
+    "age": for_age,
+    "gender": for_gender,
     "light": light,
 }
 

@@ -2,7 +2,7 @@
 
 train/images/... -> train/new_img/... and eval/images/... -> eval/new_images/...
 
-Beside each folder, crops.json holds the settings and crops.csv has a row a photo: file; method,
+Beside each folder, crops.json holds the settings and crops.csv has one row per photo: file; method,
 mtcnn, center (no face was found) or bad (can't be read); the box x0, y0, x1, y1 in pixels of the
 photo; the detector's prob; size and time of change of the photo when it was cropped.
 """
@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
@@ -79,8 +80,8 @@ def crop_settings(args, files, device):
     stored, _ = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
     if "face_width" in stored and stored == {**stored, **settings}:
         return stored
-    detector, widths = build_detector(device), []
-    for file in files[:: max(1, len(files) // MEASURED)]:
+    detector, widths = detector_of_process(device), []
+    for file in random.Random(0).sample(files, min(len(files), MEASURED)):
         image, _ = try_to_load(Path(args.data_dir) / "train" / "images" / file)
         if image is not None:
             [faces] = find_largest_faces(detector, image[None], settings["min_face_size"])
@@ -136,9 +137,8 @@ detector_of_process = lru_cache(build_detector)
 
 
 def crop_images(images, settings, device, batch_size, every):
-    """The rows of crop_photos for images, an iterable as of read_photos, whose crops are saved.
-
-    Photos of one size pass the detector together, of batch_size photos' pixels at most.
+    """The rows of crop_photos for images, as of read_photos, whose crops are saved. Photos of one
+    size pass the detector together, with at most the pixels of batch_size usual ones.
     """
     rows, group = [], []
     limit = batch_size * PHOTO_SIZE[0] * PHOTO_SIZE[1]  # pixels
@@ -251,9 +251,9 @@ def crop_split(args, split, files, shots, settings, device):
     """Crop the photos of "train" or "eval" that are new, changed or lost their crop, or all of them
     if settings, from crop_settings, are others than those of the crops.
 
-    files: relative to the split's images folder; shots: by which to count photos without a face.
-    Returns the manifest, a DataFrame with the columns in TYPES, one row a file in their order. Once
-    all others are cropped, raises InputError that names the photos that can't be read, unless
+    files: relative to the split's images folder; shots: to count photos without a face by, or None.
+    Returns the manifest, a DataFrame with the columns in TYPES, one row per file in their order.
+    Raises InputError that names the photos that can't be read, once all others are cropped, unless
     args.skip_bad.
     """
     start = time.perf_counter()
@@ -275,7 +275,7 @@ def crop_split(args, split, files, shots, settings, device):
         print(f"{split}: {missing - len(bad)} photos cropped to {folder} ({speed:.1f} images/s)")
         missed = manifest["method"] == "center"
         print(f"{split}: {len(manifest)} photos, {missed.sum()} without a face (cropped centrally)")
-        for shot, group in missed.groupby(np.array(shots)):
+        for shot, group in missed.groupby(np.array(shots)) if shots is not None else ():
             print(f"  {shot:<16}{len(group):>6} photos{group.sum():>6} without a face")
     problems = [f"{split}/images/{file}: {done[file]['why']}" for file in sorted(bad)]
     if args.skip_bad:
@@ -320,7 +320,7 @@ def add_crop_arguments(parser):
     """Add the arguments that decide how photos are cropped."""
     add = parser.add_argument_group("face crops, in pixels of a photo of 384 x 512").add_argument
     add("--min-face-size", type=cli.positive_int, default=config.CROP["min_face_size"],
-        help="smallest face that is looked for, in pixels of any photo (default: %(default)s)")
+        help="smallest face that is looked for (default: %(default)s)")
     add("--margin-x", type=cli.natural_int, default=config.CROP["margin_x"],
         help="added left and right of the face's box (default: %(default)s)")
     add("--margin-y", type=cli.natural_int, default=config.CROP["margin_y"],
@@ -356,7 +356,7 @@ def main():
     splits = {"train": (images["file"], images["shot"])}
     if args.split != "train":
         files = read_info(args.data_dir)["ImageID"]
-        splits["eval"] = files, files.map(lambda _: "any shot")
+        splits["eval"] = files, None
     settings = crop_settings(args, images["file"].tolist(), device)
     for split in splits if args.split == "both" else [args.split]:
         manifest = crop_split(args, split, *splits[split], settings, device)

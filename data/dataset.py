@@ -1,4 +1,4 @@
-"""From labelled crops to batches: the door through which train.py and test.py read data."""
+"""From labelled crops to batches: the door through which training and prediction read data."""
 
 import contextlib
 import hashlib
@@ -167,7 +167,7 @@ def load_fold(images, manifest, args, device):
 
 
 def val_predictions(photos, logits, target):
-    """The table val_predictions.csv, a row a photo.
+    """The table val_predictions.csv, one row per photo.
 
     photos: the val photos of load_fold; logits: float tensor (N, C) of the head.
     Columns: file; person (an id's photos); shot; method (center: no face was found); gender and age

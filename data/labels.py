@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from config.config import CLASSES, NUM_FOLDS, OFFICIAL_AGE_BORDER
+from config.config import NUM_FOLDS, OFFICIAL_AGE_BORDER
 from utils.cli import InputError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -84,7 +84,7 @@ def is_photo(path):
 
 
 def read_people(data_dir):
-    """Read train/train.csv: one row a person, columns id, path, gender, age (int, years), group.
+    """Read train/train.csv: one row per person, columns id, path, gender, age (int, years), group.
 
     group is the id without its suffix: 001498-1 and 001498-2 may be one person, whose photos
     belong in one fold. Raises InputError naming every line that is wrong.
@@ -120,7 +120,7 @@ def list_train_images(data_dir):
         folder = images / person["path"]
         photos = sorted(filter(is_photo, folder.iterdir())) if os.path.isdir(folder) else []
         if not photos:
-            problems.append(f"{person['path']}: no photos of this person of train.csv")
+            problems.append(f"{person['path']}: listed in train.csv, but has no photos here")
         for photo in photos:
             name = f"{person['path']}/{photo.name}"
             if not re.fullmatch(SHOT, photo.stem):
@@ -143,7 +143,7 @@ def fix_labels(images, path):
         re.fullmatch(values.get(field, "(?!)"), new) is None
         for field, new in zip(fixes["field"], fixes["new"])
     ]
-    problem = wrong, f"field is not one of {', '.join(values)}, or new not a value of it"
+    problem = wrong, f"field has to be {', '.join(values)}, and new a value of it"
     raise_problems(path, problems_by_line(fixes, problem))
     fixed, applied = images.copy(), 0
     for fix in fixes.to_dict("records"):
@@ -159,7 +159,7 @@ def fix_labels(images, path):
 
 
 def read_info(data_dir):
-    """Read eval/info.csv as strings: one row an image, columns ImageID, ans and any others.
+    """Read eval/info.csv as strings: one row per image, columns ImageID, ans and any others.
 
     Raises InputError when it is missing or empty, and naming every line whose ImageID is a
     duplicate, leaves eval/images or has no file there.
@@ -182,7 +182,7 @@ def read_info(data_dir):
 def read_answers(path, info):
     """The true classes of info's images, int64 (N,), from a CSV with ImageID and ans.
 
-    Raises InputError when an image has no answer, or one that is not a class from 0 to 17.
+    Raises InputError when an image has no answer from 0 to 17.
     """
     table = read_table(path, ["ImageID", "ans"], "it should hold the true classes")
     duplicate = table["ImageID"].duplicated(), "duplicate ImageID"
@@ -194,7 +194,7 @@ def read_answers(path, info):
         raise InputError(f"{path}: {len(wrong)} images without a class from 0 to 17, first "
                          f"{wrong.iloc[0]}")  # fmt: skip
     if len(answers) > 1 and (answers == 0).all():
-        raise InputError(f"{path}: every ans is 0, as before a submission; give the true classes")
+        raise InputError(f"{path}: every ans is 0, as in info.csv; give the true classes")
     return answers.to_numpy(dtype=np.int64)
 
 
@@ -206,12 +206,12 @@ def age_labels(ages, border=OFFICIAL_AGE_BORDER):
 def head_labels(images, target, age_border=OFFICIAL_AGE_BORDER):
     """The labels of a head for rows of list_train_images, int64 (N,); see CLASSES in config."""
     if target == "mask":
-        labels = images["shot"].str.replace(r"\d+$", "", regex=True).map(SHOT_LABELS)
-    elif target == "gender":
-        labels = images["gender"].map(GENDER_LABELS)
-    else:
-        labels = pd.Series(age_labels(images["age"], age_border))
-    return labels.to_numpy(dtype=np.int64)
+        return images["shot"].str.rstrip("0123456789").map(SHOT_LABELS).to_numpy(dtype=np.int64)
+    if target == "gender":
+        return images["gender"].map(GENDER_LABELS).to_numpy(dtype=np.int64)
+    if target == "age":
+        return age_labels(images["age"], age_border)
+    raise ValueError(f"no such head: {target}")
 
 
 def merge_labels(mask, gender, age):
@@ -229,14 +229,6 @@ def split_classes(classes):
     official_mask, rest = np.divmod(classes, 6)
     official_gender, age = np.divmod(rest, 3)
     return np.array([1, 2, 0])[official_mask], 1 - official_gender, age
-
-
-def class_names():
-    """The names of the 18 official classes in order; the first is "mask, male, under30"."""
-    return [
-        ", ".join(names[label] for names, label in zip(CLASSES.values(), labels))
-        for labels in zip(*split_classes(np.arange(18)))
-    ]
 
 
 def assign_folds(people, seed):

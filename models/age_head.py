@@ -28,7 +28,7 @@ def age_distribution_loss(logits, ages, sigma=3.0):
     """Cross-entropy against a normal distribution around the labelled age: neighbouring ages look
     alike, and labels may be a year or two off.
 
-    logits: float (N, MAX_AGE + 1), one an age; ages: int64 (N,), years, at most MAX_AGE counts;
+    logits: float (N, MAX_AGE + 1), one per age; ages: int64 (N,), years, clamped to MAX_AGE;
     sigma: years, above 0.
     Source: Gao et al. 2017, "Deep Label Distribution Learning with Label Ambiguity".
     """

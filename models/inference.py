@@ -41,10 +41,7 @@ def missing_packages():
 
 
 def pick_backend(name, device, precision):
-    """What runs the networks, "torch" or "onnx"; "auto" is onnx where it is installed and faster.
-
-    Raises InputError where onnx can't be used.
-    """
+    """ "torch" or "onnx"; for "auto", onnx on a CPU that has it. Raises InputError without onnx."""
     fits = device.type == "cpu" and precision == torch.float32
     if name == "auto":
         return "onnx" if fits and not missing_packages() else "torch"
@@ -144,7 +141,7 @@ def cached_onnx(checkpoint):
         with atomic_write(path) as file:
             file.write(model)
     except InputError as error:
-        print(f"{error}; until then the model is exported each time")
+        print(f"{error}; the ONNX file is not kept, and exported again each time")
     for other in path.parent.glob(f"{Path(checkpoint['path']).stem}.*.onnx"):
         if other != path:  # of what the checkpoint was before
             with contextlib.suppress(OSError):

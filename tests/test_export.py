@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import onnxruntime
 import pandas as pd
@@ -50,133 +51,75 @@ print(json.dumps([metadata, columns, answers]))
 """
 
 
-@pytest.fixture(scope="module")
-def one_size_dir(runs_dir, tmp_path_factory):
-    """Runs of one size: mask without mirror images, gender with them, and age with them and an
-    AgeHead, and without either.
-    """
-    folder = tmp_path_factory.mktemp("one_size")
-    shutil.copytree(runs_dir / "mask_fold0", folder / "mask_fold0")
-    shutil.copytree(runs_dir / "age_fold3", folder / "age_fold3")
+def other_head(checkpoint, target, resize, age_border=0):
+    """A mask head's checkpoint turned into one of another head, with mirror images."""
+    classes = list(CLASSES[target])
     torch.manual_seed(0)
-    for target, border in (("gender", 0), ("age", 59)):
-        classes = list(CLASSES[target])
-        # Its classifier layer is random, but its ImageNet features tell faces apart.
-        network = build_network("efficientnet-lite0", len(classes), 64, None, True, border)
-        checkpoint = load_checkpoint(runs_dir / "mask_fold0/best.pth")
-        checkpoint |= {"target": target, "classes": classes, "tta": "flip", "age_border": border}
-        (folder / f"{target}_fold0").mkdir()
-        save_checkpoint(
-            folder / f"{target}_fold0/best.pth", checkpoint | {"network": network.state_dict()}
-        )
-    return folder
+    # Its classifier layer is random, but its ImageNet features tell faces apart.
+    network = build_network(checkpoint["model"], len(classes), resize, None, True, age_border)
+    values = {"target": target, "classes": classes, "resize": resize, "age_border": age_border}
+    return {**checkpoint, **values, "tta": "flip", "network": network.state_dict()}
 
 
-def export_and_ask(runs, sample_dir, folder, *options):
-    """Export to folder, and run CLIENT there and test.py.
-
-    Returns the metadata and three tables with a row an eval image: the model's answers in batches
-    of 1, and of 5, and those of test.py.
-    """
-    folder.mkdir(exist_ok=True)
-    model, submission = folder / "faces.onnx", folder / "submission.csv"
-    printed = run_ok("-m", "ETC.export", "--runs", runs, "--output", model, *options)
+def test_the_model_answers_as_test_py_does(runs_dir, sample_dir, tmp_path):
+    """Networks of two sizes, with and without mirror images and an AgeHead; two for age."""
+    runs = shutil.copytree(runs_dir, tmp_path / "runs")
+    mask = load_checkpoint(runs / "mask_fold0/best.pth")
+    save_checkpoint(runs / "gender_fold1/best.pth", other_head(mask, "gender", 80))
+    save_checkpoint(runs / "age_fold0/best.pth", other_head(mask, "age", 64, age_border=59))
+    model = tmp_path / "new/faces.onnx"
+    printed = run_ok("-m", "ETC.export", "--runs", runs, "--output", model)
     assert "1 mask, 1 gender, 2 age" in printed
-    assert [path.name for path in folder.iterdir()] == [model.name]
+    assert [path.name for path in model.parent.iterdir()] == [model.name]
+    onnx.checker.check_model(str(model), full_check=True)
     done = subprocess.run(
         [sys.executable, "-I", "-c", CLIENT, sample_dir / "eval/new_images"],
-        cwd=folder, capture_output=True, text=True, timeout=60,
+        cwd=model.parent, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     metadata, columns, answers = json.loads(done.stdout)
     run_ok(
         "test.py", "--data-dir", sample_dir, "--runs", runs, "--backend", "torch",
-        "--output", submission, "--num-workers", 0, *options,
+        "--output", tmp_path / "submission.csv", "--num-workers", 0,
     )  # fmt: skip
-    expected = pd.read_csv(folder / "probabilities.csv", index_col="ImageID")
-    expected["ans"] = pd.read_csv(submission, index_col="ImageID")["ans"]
-    tables = [
-        pd.DataFrame.from_dict(rows, orient="index", columns=[*columns, "ans"]) for rows in answers
-    ]
-    return metadata, *(table.loc[expected.index].astype({"ans": int}) for table in tables), expected
+    expected = pd.read_csv(tmp_path / "probabilities.csv", index_col="ImageID")
+    expected["ans"] = pd.read_csv(tmp_path / "submission.csv", index_col="ImageID")["ans"]
+    for rows in answers:
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=[*columns, "ans"])
+        table = table.loc[expected.index].astype({"ans": int})
+        assert (table["ans"] == expected["ans"]).all()
+        pd.testing.assert_frame_equal(table, expected, check_names=False, atol=1e-4, rtol=0)
 
-
-def assert_same(answers, expected):
-    assert (answers["ans"] == expected["ans"]).all()
-    pd.testing.assert_frame_equal(answers, expected, check_names=False, atol=1e-4, rtol=0)
-
-
-def test_networks_of_several_sizes(runs_dir, sample_dir, tmp_path):
-    metadata, single, five, expected = export_and_ask(runs_dir, sample_dir, tmp_path / "new")
+    assert metadata["format"] == ETC.export.FORMAT
     assert metadata["inputs"] == {"images_64": 64, "images_80": 80}
-    assert_same(single, expected)
-    assert_same(five, expected)
+    assert metadata["crop"] == mask["crop"]
+    assert metadata["classes"][7] == "incorrect, male, 30to59"  # as the competition counts
+    age, other = metadata["networks"]["age"]
+    digest = load_checkpoint(runs / "age_fold0/best.pth")["digest"]
+    assert age == {"model": mask["model"], "resize": 64, "tta": "flip", "sha256": digest}
+    assert other["tta"] == "none"
 
 
-def test_networks_of_one_size_with_and_without_mirror_images(one_size_dir, sample_dir, tmp_path):
-    metadata, single, five, as_trained = export_and_ask(one_size_dir, sample_dir, tmp_path / "as")
-    assert_same(single, as_trained)
-    assert_same(five, as_trained)
-    assert_metadata(metadata, one_size_dir)
-    assert_shapes(tmp_path / "as/faces.onnx")
-    options = "--tta", "none"
-    metadata, single, _, plain = export_and_ask(one_size_dir, sample_dir, tmp_path / "no", *options)
-    assert_same(single, plain)
-    assert {fold["tta"] for head in metadata["networks"].values() for fold in head} == {"none"}
-    # Mirror images make a difference, which a model without them would show.
-    gap = (as_trained - plain).abs().max()
-    assert gap["mask_mask"] == 0
-    assert min(gap["gender_male"], gap["age_60plus"]) > 1e-3
-
-
-def assert_metadata(metadata, runs):
-    checkpoint = load_checkpoint(runs / "age_fold0/best.pth")
-    networks, names, resize = (metadata.pop(name) for name in ("networks", "classes", "resize"))
-    assert {target: len(head) for target, head in networks.items()} == {
-        "mask": 1, "gender": 1, "age": 2,
-    }  # fmt: skip
-    assert [fold["tta"] for fold in networks["age"]] == ["flip", "none"]
-    assert networks["age"][0] == {
-        "model": "efficientnet-lite0", "resize": 64, "tta": "flip", "sha256": checkpoint["digest"],
-    }  # fmt: skip
-    assert len(names) == 18
-    assert names[0] == "mask, male, under30"  # as the competition counts
-    assert names[7] == "incorrect, male, 30to59"
-    assert names[17] == "normal, female, 60plus"
-    assert (resize["shrink"], resize["enlarge"]) == ("INTER_AREA", "INTER_LINEAR")
-    assert metadata["crop"].keys() >= {"margin_x", "margin_y", "center_size", "face_width"}
-    assert metadata == {
-        "format": ETC.export.FORMAT,
-        "inputs": {"images": 64},
-        "crop": checkpoint["crop"],
-        "heads": {target: list(names) for target, names in CLASSES.items()},
-    }
-
-
-def assert_shapes(path):
-    onnx.checker.check_model(str(path), full_check=True)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    described = {value.name: (value.type, value.shape) for value in session.get_inputs()}
-    assert described == {"images": ("tensor(uint8)", ["N", 64, 64, 3])}
-    described = {value.name: (value.type, value.shape) for value in session.get_outputs()}
-    assert described == {
-        "mask": ("tensor(float)", ["N", 3]),
-        "gender": ("tensor(float)", ["N", 2]),
-        "age": ("tensor(float)", ["N", 3]),
-        "class": ("tensor(int64)", ["N"]),
-    }
+def test_one_size_and_the_choice_of_mirror_images(runs_dir):
+    mask = load_checkpoint(runs_dir / "mask_fold0/best.pth")
+    heads = {target: [other_head(mask, target, 64)] for target in CLASSES}
+    images = np.random.default_rng(0).integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
+    for tta in ("none", "flip"):
+        model = ETC.export.build_model(heads, tta)
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        [value] = session.get_inputs()
+        assert (value.name, value.type) == ("images", "tensor(uint8)")
+        shapes = {value.name: value.shape for value in session.get_outputs()}
+        expected = {name: ["N", len(names)] for name, names in CLASSES.items()}
+        assert shapes == {**expected, "class": ["N"]}
+        both = [session.run(["age"], {"images": view})[0] for view in (images, images[:, :, ::-1])]
+        assert np.allclose(*both, atol=1e-5) == (tta == "flip")
 
 
 def test_what_cannot_be_exported_is_refused(runs_dir, tmp_path, monkeypatch):
-    def refused(*words, runs=runs_dir, output=tmp_path / "new/model.onnx"):
-        done = run("-m", "ETC.export", "--runs", runs, "--output", output)
-        assert_refused(done, *words)
-        assert not list(tmp_path.rglob("*.onnx"))
-
     monkeypatch.setattr(ETC.export, "build_model", lambda *_: pytest.fail("too late"))
-    refused("--runs", "best.pth", runs=tmp_path)
-    refused("--output", "ends in .onnx", output=tmp_path / "model.pt")
-    monkeypatch.setattr(ETC.export, "LIMIT", 10**7)
-    refused("--runs", "4 networks", "fewer runs")
+    command = ["-m", "ETC.export", "--runs"]
+    assert_refused(run(*command, tmp_path), "--runs", "best.pth")
+    assert_refused(run(*command, runs_dir, "--output", tmp_path / "model.pt"), "ends in .onnx")
     monkeypatch.setattr(ETC.export, "missing_packages", lambda: ["onnxruntime"])
-    refused("onnxruntime not installed", "requirements-onnx.txt")
+    assert_refused(run(*command, runs_dir), "onnxruntime not installed", "requirements-onnx.txt")

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import f1_score
 
-from loss import LOSSES, build_loss, ce_f1_loss, soft_f1_loss
+from loss import LOSSES, build_loss, soft_f1_loss
 
 
 def random_batch(seed, size=32, classes=3):
@@ -22,12 +22,6 @@ def test_soft_f1_of_hard_predictions_is_scikit_learns():
         one_hot_logits = F.one_hot(predictions, 4).double() * 1e4
         expected = f1_score(targets, predictions, labels=range(4), average="macro", zero_division=0)
         assert 1 - float(soft_f1_loss(one_hot_logits, targets)) == pytest.approx(expected)
-
-
-def test_ce_f1_is_the_sum_of_both():
-    logits, targets = random_batch(1)
-    expected = F.cross_entropy(logits, targets) + soft_f1_loss(logits, targets)
-    torch.testing.assert_close(ce_f1_loss(logits, targets), expected)
 
 
 @pytest.mark.parametrize("name", LOSSES)

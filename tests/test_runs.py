@@ -59,9 +59,8 @@ def test_more_epochs_end_as_if_they_had_been_asked_for_at_once(command, tmp_path
 
     log = pd.read_csv(folder / "log.csv")
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    for name in log.columns.drop("epoch"):
-        scalars = [(event.step, event.value) for event in events.Scalars(name)]
-        assert scalars == [(row["epoch"], pytest.approx(row[name])) for _, row in log.iterrows()]
+    scalars = {event.step: event.value for event in events.Scalars("val_loss")}
+    assert scalars == pytest.approx(dict(zip(log["epoch"], log["val_loss"])))
 
 
 def test_the_cosine_schedule_goes_on_after_ctrl_c(command, tmp_path, monkeypatch):
@@ -116,18 +115,17 @@ def test_resume_refuses_what_would_change_the_result(command, sample_dir, tmp_pa
         return run(*command, "--resume", *arguments)
 
     assert_refused(refused("--batch-size", 8, "--augment", "none"), "--batch-size 16", "--augment")
-    assert_refused(refused("--precision", "bf16"), "--precision", "float32")
     assert_refused(refused("--margin-x", 5), "--margin-x 20")
     assert_refused(refused("--overwrite"), "--overwrite", "--resume")
     table = pd.read_csv(data / "train/train.csv", dtype=str)
     person, age = table.loc[0, ["id", "age"]]
     fixes = tmp_path / "fixes.csv"
     fixes.write_text(f"id,field,old,new\n{person},age,{age},{int(age) + 1}\n")
-    assert_refused(refused("--label-fixes", fixes), "other photos or labels", "--overwrite")
+    assert_refused(refused("--label-fixes", fixes), "photos or labels", "--overwrite")
     photos = data / "train/images"
     first, last = sorted(photos.rglob("mask1.jpg"))[:: len(table) - 1]
     shutil.copy(last, first)
-    assert_refused(refused(), "other photos or labels", "--overwrite")
+    assert_refused(refused(), "photos or labels", "--overwrite")
     assert contents(folder) == before
 
     (folder / "last.pth").write_bytes(before["last.pth"][:-1000])
@@ -167,21 +165,3 @@ def test_what_a_run_killed_in_its_first_epoch_leaves_is_not_replaced(command, tm
     assert_refused(run(*command), "age_fold0", "--overwrite")
     assert_refused(run(*command, "--resume"), "last.pth", "--overwrite")
     assert (tmp_path / "age_fold0/best.pth").read_bytes() == b"precious"
-
-
-def test_a_full_disk_is_one_line_and_keeps_what_was_there(command, tmp_path, monkeypatch):
-    run_ok(*command, "--epochs", 1)
-    before = contents(tmp_path / "age_fold0")
-    monkeypatch.setattr("utils.files.os.fsync", fill_up)
-    assert_refused(run(*command, "--epochs", 2, "--resume"), ".pth", "No space left on device")
-    after = contents(tmp_path / "age_fold0")
-    assert after.keys() == before.keys()  # no temporary file among them
-    for name in ("best.pth", "last.pth"):
-        assert after[name] == before[name]
-
-
-def fill_up(descriptor, room=10**6, fsync=os.fsync):
-    """What os.fsync does on a disk with room, in bytes, for small files only."""
-    if os.fstat(descriptor).st_size > room:
-        raise OSError(28, "No space left on device")
-    fsync(descriptor)

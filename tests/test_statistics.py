@@ -33,6 +33,8 @@ def test_a_class_missed_by_the_draw_is_left_out_of_a_resample():
     assert macro_f1(whole) == pytest.approx(2 / 3)
     assert macro_f1(resample) == pytest.approx(1 / 3)
     assert macro_f1(resample, whole) == pytest.approx(1 / 2)
+    predicted = np.array([[3, 0, 1], [0, 0, 0], [0, 0, 0]])  # the third, of nobody who was drawn
+    assert macro_f1(predicted, 2 * np.eye(3)) == pytest.approx(6 / 7)
 
 
 def test_the_bootstrap_draws_whole_groups():

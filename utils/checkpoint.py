@@ -80,7 +80,7 @@ def find_checkpoints(folders):
     for folder in map(Path, folders):
         if not any(folder.glob("*_fold[0-9]/best.pth")):
             below = shlex.join(sorted({str(run.parent.parent) for run in folder.rglob("best.pth")}))
-            hint = f"; try --runs {below}" if below else ", as train.py's --output-dir has"
+            hint = f"; try --runs {below}" if below else "; name an --output-dir of train.py"
             raise InputError(f"--runs {folder}: no <target>_fold<k>/best.pth in it{hint}")
     checkpoints = {target: {} for target in CLASSES}
     first = None
@@ -90,7 +90,9 @@ def find_checkpoints(folders):
             checkpoint = load_checkpoint(path)
             first = first or checkpoint
             if checkpoint["target"] != target:
-                raise InputError(f"{path}: of the {checkpoint['target']} head; move it there")
+                raise InputError(
+                    f"{path}: a checkpoint of the {checkpoint['target']} head; rename its folder"
+                )
             if checkpoint["crop"] != first["crop"]:
                 raise InputError(
                     f"{path}: trained on other crops than {first['path']}; leave it out"

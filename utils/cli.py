@@ -56,7 +56,8 @@ def run(main, on_interrupt="nothing was written"):
         fail(f"{error.filename or type(error).__name__}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError, BrokenProcessPool))
-        if not known and "allocate memory" not in str(error):  # has no type of its own on a CPU
+        texts = ("allocate memory", "DataLoader worker (pid")  # PyTorch has no types for these
+        if not known and not any(text in str(error) for text in texts):
             raise
         fail(f"out of memory; lower --batch-size or --num-workers ({error})")
     except KeyboardInterrupt:
@@ -81,11 +82,6 @@ def end_with_parent():
     """End this process when its parent ends: else it would outlive one that was killed."""
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def printable(name):
-    """A file name as text; bytes that are no text become question marks."""
-    return name.encode(errors="replace").decode()
 
 
 def number(convert, accepts, meaning):
@@ -127,7 +123,7 @@ def add_machine_arguments(add):
     add("--device", default=config.DEVICE,
         help="auto (the first GPU, else the CPU), cpu, cuda or cuda:1 (default: %(default)s)")
     add("--num-workers", type=natural_int, default=config.NUM_WORKERS,
-        help="processes that read images (default: one a core, up to 4: %(default)s)")
+        help="processes that read images (default: one per core, up to 4: %(default)s)")
 
 
 def add_precision_arguments(add):
@@ -150,7 +146,7 @@ def add_prediction_arguments(add):
     add("--tta", choices=("none", "flip"),
         help="flip: average a face and its mirror image (default: as each head was trained)")
     add("--batch-size", type=positive_int, default=config.BATCH_SIZE,
-        help="images a step (default: %(default)s)")
+        help="images per step (default: %(default)s)")
     add("--backend", choices=("auto", "torch", "onnx"), default=config.BACKEND,
         help="auto: onnx, if it is installed, on a CPU, else torch (default: %(default)s)")
 # fmt: on

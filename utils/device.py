@@ -89,7 +89,7 @@ def rank():
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_first():  # which alone writes and prints
+def is_first():  # the only process that writes and prints
     return rank() == 0
 
 
@@ -115,6 +115,6 @@ def share_buffers(network):
 
 
 def gather_batches(batches):
-    """All batches, in order, in every process, of which each had every world_size()-th."""
+    """In every process, all batches in order, of which each process had every world_size()-th."""
     shares = gather(batches)
     return [shares[i % len(shares)][i // len(shares)] for i in range(sum(map(len, shares)))]

@@ -57,9 +57,9 @@ def make_folder(path, way_out):
 
 
 def check_output(output, suffixes, inputs, beside=()):
-    """Check, before the work, that --output, with one of suffixes, and files of the names beside it
-    can be written, and would replace none of inputs and land in no run's folder. Returns the paths
-    of the latter. Raises InputError.
+    """Check that --output, with one of suffixes, and files of the names beside can be written,
+    replacing none of inputs, outside of a run's folder; else raises InputError. Returns the paths
+    of those beside it.
     """
     output = Path(output)
     if output.suffix.lower() not in suffixes or output.name in beside:

@@ -47,10 +47,9 @@ def fixed_arguments(args, precision):
 
 
 def load_last(folder, arguments, epochs):
-    """The checkpoint that --resume goes on from.
+    """The checkpoint that --resume goes on from; arguments: from fixed_arguments.
 
-    arguments: from fixed_arguments. Raises InputError when there is none, when its arguments were
-    others, and when it has more epochs already.
+    Raises InputError when there is none, and for other arguments or fewer epochs than it has.
     """
     for name in ("last.pth", "best.pth", "val_predictions.csv"):
         if not (folder / name).exists():
@@ -72,13 +71,17 @@ def restore(last, network, optimizer, scaler, digest):
     digest: of the photos and labels. Raises InputError when that or a state doesn't fit.
     """
     if last["data"] != digest:
-        raise InputError(f"{last['path']}: of other photos or labels; start over with --overwrite")
+        raise InputError(
+            f"{last['path']}: photos or labels have changed; start over with --overwrite"
+        )
     load_state(network, last)
     try:
         optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{last['path']}: not this optimizer's state; use --overwrite") from error
+        raise InputError(
+            f"{last['path']}: its optimizer state doesn't fit; use --overwrite"
+        ) from error
     return last["log"]
 
 
@@ -103,7 +106,7 @@ def save_epoch(folder, args, log, checkpoint, predictions, state):
     """Write an epoch's files: config.json, log.csv and last.pth, and, if its macro-F1 is the best
     so far, best.pth and val_predictions.csv.
 
-    log: a log_row an epoch; checkpoint: for best.pth; predictions: the table of the val photos;
+    log: a log_row per epoch; checkpoint: for best.pth; predictions: the table of the val photos;
     state: what --resume needs besides the checkpoint.
     """
     if len(log) == 1:  # not before: until here --overwrite can fail and lose nothing

@@ -17,7 +17,7 @@ from utils.checkpoint import load_checkpoint
 from utils.cli import InputError
 from utils.files import atomic_write
 
-CLASSES = 3  # of a network by name: most heads have as many
+CLASSES = 3  # of a network named with --model
 GRAPHS = (".svg", ".png", ".pdf")
 
 
