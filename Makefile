@@ -43,7 +43,8 @@ demo: $(VENV)/ready $(DEMO)/data
 	$(TRAIN) --target age --epochs 6
 	$(BIN)/python test.py --data-dir $(DEMO)/data --runs $(DEMO)/runs \
 		--output $(DEMO)/submission.csv --answers $(DEMO)/data/eval/answers.csv
-	$(BIN)/python -m ETC.report $(DEMO)/runs/*_fold0
+	$(BIN)/python -m ETC.report $(DEMO)/runs/mask_fold0 $(DEMO)/runs/gender_fold0 \
+		$(DEMO)/runs/age_fold0
 	$(BIN)/python -m ETC.report $(DEMO)/submission.csv --data-dir $(DEMO)/data \
 		--answers $(DEMO)/data/eval/answers.csv
 

@@ -109,7 +109,7 @@ def pad_in_convolutions(network):
 
 
 def fold_batch_norm(network):
-    """Fold each batch norm into the convolution before it, which makes predicting a third faster."""
+    """Fold each batch norm into the convolution before it, to predict a third faster."""
     network.eval()
     for block in list(network.modules()):
         for convolution, norm in NORMED:
