@@ -17,7 +17,7 @@ from data.images import load_image
 from data.labels import head_labels
 from utils.cli import InputError, start_worker
 from utils.device import gather, is_first, progress_off, rank, world_size
-from utils.files import atomic_write
+from utils.files import atomic_write, remove_leftovers
 
 
 class CropFiles:
@@ -115,6 +115,7 @@ def resize_crops(folder, manifest, side, num_workers):
     path = folder.parent / f"resized_{side}.{digest}.npy"
     if is_first() and not path.exists():
         crops = CropFiles([folder / file for file in manifest["file"]])
+        remove_leftovers(folder.parent)
         with atomic_write(path) as file, ThreadPoolExecutor(max(1, num_workers)) as pool:
             shape = (len(crops), side, side, 3)
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}

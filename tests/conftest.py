@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import unittest.mock
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -201,3 +202,13 @@ def train_runs(sample_dir, folder):
             "--data-dir", sample_dir, "--output-dir", folder, "--num-workers", 0,
             run=spawn if target == "mask" else run,
         )  # fmt: skip
+
+
+def pytest_unconfigure(config):
+    """Say in the last line which tests were skipped, and why."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter and not hasattr(config, "workerinput"):  # else a process of pytest-xdist
+        reports = reporter.stats.get("skipped", [])
+        reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports)
+        lines = "; ".join(f"{count} ({reason})" for reason, count in reasons.items())
+        print(f"skipped: {lines or 'nothing'}")
