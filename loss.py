@@ -43,9 +43,7 @@ LOSSES = {
 
 
 def build_loss(name, gamma=2.0, smoothing=0.1, sigma=3.0):
-    """One of LOSSES with its options: gamma of focal, smoothing of label_smoothing, sigma of
-    age_distribution.
-    """
+    """One of LOSSES with its option: gamma, smoothing or sigma, as it is called there."""
     options = {
         "focal": {"gamma": gamma},
         "label_smoothing": {"smoothing": smoothing},

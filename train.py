@@ -286,4 +286,4 @@ def get_args_parser():
 
 
 if __name__ == "__main__":
-    cli.run(main, "--resume goes on after the last finished epoch")
+    cli.run(main, "once it has finished an epoch, a run goes on with --resume")

@@ -1,4 +1,4 @@
-"""Shapes with soft edges, and an image to paint them on, for ETC.portrait.
+"""Shapes with soft edges, an image to paint them on, and its photograph, for ETC.portrait.
 
 Lengths are in face units unless a comment says px: 1 is half the width of a face, the origin lies
 midway between the eyes, x grows to the right and y downwards. Colours are RGB from 0 to 255.
@@ -76,3 +76,17 @@ def paint(image, outlines, colour, soft=0.012, alpha=1.0):
 
 def enlarged(layer):
     return cv2.resize(layer, FRAME)
+
+
+def photograph(image, rng):
+    """Turn, scale and shift the drawing a little, and add a gradient of light and grain."""
+    centre = np.add(ORIGIN, (0, 0.3 * UNIT))
+    matrix = cv2.getRotationMatrix2D(centre, rng.uniform(-5, 5), rng.uniform(0.96, 1.08))
+    matrix[:, 2] += rng.uniform(-9, 9, 2) - MARGIN  # px
+    image = cv2.warpAffine(image, matrix, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REPLICATE)
+    gain = np.linspace(-1, 1, WIDTH) * rng.uniform(-0.1, 0.1) + rng.uniform(0.9, 1.08)
+    gain = np.float32(gain + np.linspace(-1, 1, HEIGHT)[:, None] * rng.uniform(-0.1, 0.1))
+    grain = rng.integers(-4, 5, (HEIGHT, WIDTH, 1), np.int8)
+    image *= gain[..., None]
+    image += grain
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from config import config
 from data.crop import crop_folder, fingerprint, finished_crops, read_record
-from data.images import load_image, open_image, orientation
+from data.images import load_image, open_image
 from data.labels import (
     GENDER_LABELS,
     age_labels,
@@ -67,23 +67,21 @@ def read_part(data_dir, split):
     return images
 
 
-def inspect(path, quick):
-    """What a photo is, such as "384 x 512, JPEG RGB"; the SHA-256 of the file, None if quick, which
-    reads only the header; and None. If it can't be read: None, None and why.
+def inspect(path):
+    """What a photo is, such as "384 x 512, JPEG RGB"; the SHA-256 of the file; and None. If it
+    can't be read: None, None and why.
     """
     try:
         with open_image(path) as image:
             kind = f"{image.format} {image.mode}"
-            width, height = image.size[::-1] if orientation(image) >= 5 else image.size
-        if not quick:
-            load_image(path)
+        height, width, _ = load_image(path).shape
     except InputError as error:
         return None, None, str(error).removeprefix(f"{path}: ")
-    digest = None if quick else hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return f"{width} x {height}, {kind}", digest, None
 
 
-def inspect_all(data_dir, parts, quick, workers):
+def inspect_all(data_dir, parts):
     """A DataFrame with a row a photo of parts, {split: table of read_part}: split; file; name,
     relative to data_dir; and kind, digest and why of inspect.
     """
@@ -93,8 +91,8 @@ def inspect_all(data_dir, parts, quick, workers):
         for split, file in zip(photos["split"], photos["file"])
     ]
     paths = [data_dir / name for name in photos["name"]]
-    with ThreadPoolExecutor(max(1, workers)) as pool:  # Pillow decodes without Python's lock
-        results = pool.map(lambda path: inspect(path, quick), paths)
+    with ThreadPoolExecutor(config.NUM_WORKERS) as pool:  # Pillow decodes without Python's lock
+        results = pool.map(inspect, paths)
         found = list(tqdm(results, "check", len(paths), unit="photos", disable=None))
     photos["kind"], photos["digest"], photos["why"] = zip(*found)
     return photos
@@ -172,11 +170,15 @@ def print_people(images):
     print_facts("photos (class)", lines)
 
 
-def print_crops(folder, photos, data_dir):
-    """Print how many of the photos, rows of inspect_all, are cropped. folder: of their crops.
+def print_photos(photos, folder, data_dir):
+    """Print the sizes of photos, rows of inspect_all, and how many are cropped. folder: of their
+    crops.
 
     Raises InputError when the record of the crops is damaged.
     """
+    sizes = counted(f"of {kind}" for kind in photos["kind"].dropna())
+    more = [f"and {len(sizes) - SHOWN} other sizes"] if len(sizes) > SHOWN else []
+    print_facts("photos by size", sizes[:SHOWN] + more)
     settings, _ = read_record(folder)
     files = zip(photos["file"], photos["name"])
     marks = {file: fingerprint(data_dir / name) for file, name in files}
@@ -188,21 +190,7 @@ def print_crops(folder, photos, data_dir):
     print_facts("crops", lines)
 
 
-def print_part(split, part, photos, crops, data_dir):
-    """Print what is in train/ or eval/. part: from read_part; photos: its rows of inspect_all;
-    crops: the folder of its crops.
-    """
-    if split == "train":
-        print_people(part)
-    else:
-        print(f"eval: {len(part)} images in info.csv")
-    sizes = counted(f"of {kind}" for kind in photos["kind"].dropna())
-    more = [f"and {len(sizes) - SHOWN} other sizes"] if len(sizes) > SHOWN else []
-    print_facts("photos by size", sizes[:SHOWN] + more)
-    print_crops(crops, photos, data_dir)
-
-
-def print_doubts(data_dir, parts, photos, quick):
+def print_doubts(data_dir, parts, photos):
     """Print what may be wrong with the photos and labels of all parts."""
     bad = photos[photos["why"].notna()]
     print_found("unreadable photos", (bad["name"] + ": " + bad["why"]).tolist())
@@ -213,10 +201,7 @@ def print_doubts(data_dir, parts, photos, quick):
     print_found(f"files not in {' and '.join(TABLES[split] for split in parts)}", unlisted)
     if "train" in parts:
         print_found("suspicious labels", suspicious_labels(parts["train"]))
-    if quick:
-        print("identical photos: not looked for (--quick)")
-    else:
-        print_found("identical photos", identical_photos(photos))
+    print_found("identical photos", identical_photos(photos))
 
 
 def get_args_parser():
@@ -226,17 +211,9 @@ def get_args_parser():
         "status 0 if train.py and test.py can start with it, else 2 and a line that says why. One "
         "of train/ and eval/ may be missing, unless --split names it.",
     )
-    # fmt: off
-    add = parser.add_argument
-    cli.add_data_arguments(add)
-    add("--split", choices=("train", "eval", "both"), default="both",
-        help="which photos (default: %(default)s)")
-    add("--quick", action="store_true",
-        help="read only the photos' headers, which misses damage further inside and identical "
-        "photos (default: decode and compare all)")
-    add("--num-workers", type=cli.natural_int, default=config.NUM_WORKERS,
-        help="photos read at the same time (default: one a core, up to 4: %(default)s)")
-    # fmt: on
+    cli.add_data_arguments(parser.add_argument)
+    parser.add_argument("--split", choices=("train", "eval", "both"), default="both",
+                        help="which photos (default: %(default)s)")  # fmt: skip
     return parser
 
 
@@ -253,16 +230,20 @@ def main():
             problems.append(str(error))
     if not parts:
         raise InputError("; ".join(problems))
-    photos = inspect_all(data_dir, parts, args.quick, args.num_workers)
+    photos = inspect_all(data_dir, parts)
     for split, part in parts.items():
         own = photos[photos["split"] == split]
-        print_part(split, part, own, crop_folder(data_dir, args.crop_dir, split), data_dir)
+        if split == "train":
+            print_people(part)
+        else:
+            print(f"eval: {len(part)} images in info.csv")
+        print_photos(own, crop_folder(data_dir, args.crop_dir, split), data_dir)
         if args.skip_bad and own["why"].notna().all():
             problems.append(f"{data_dir / split}: not one readable photo")
     for split in asked:
         if split not in present:
             print(f"{split}: no folder {data_dir / split}")
-    print_doubts(data_dir, parts, photos, args.quick)
+    print_doubts(data_dir, parts, photos)
     bad = photos[photos["why"].notna()]
     if len(bad) and not args.skip_bad:
         first, why = bad[["name", "why"]].iloc[0]

@@ -9,14 +9,9 @@ import cv2
 import numpy as np
 
 from ETC.canvas import (
-    FRAME,
-    HEIGHT,
-    MARGIN,
     MIRROR,
-    ORIGIN,
     STEP,
     UNIT,
-    WIDTH,
     X,
     Y,
     arc,
@@ -24,6 +19,7 @@ from ETC.canvas import (
     ellipse,
     enlarged,
     paint,
+    photograph,
     ribbon,
     symmetric,
 )
@@ -171,7 +167,7 @@ def draw_backdrop(traits, rng):
         corner = things.integers(0, 28, 2) + rng.integers(-1, 2, 2)
         colour = traits.backdrop[0] + things.uniform(-30, 30, 3)
         cv2.rectangle(wall, corner, corner + things.integers(3, 16, 2), colour, -1)
-    return cv2.resize(cv2.GaussianBlur(wall, (0, 0), 1.5), FRAME)
+    return enlarged(cv2.GaussianBlur(wall, (0, 0), 1.5))
 
 
 def draw_body(image, traits, light):
@@ -344,20 +340,6 @@ def draw_mask(image, traits, number, edges, light):
     if kind == "cloth":
         shade *= 1 + 0.14 * np.sign(np.sin(Y * 26) * np.sin(X * 26))  # checks
     paint(image, outline, enlarged(np.minimum(shade[..., None] * colour, 250)))
-
-
-def photograph(image, rng):
-    """Turn, scale and shift the drawing a little, and add a gradient of light and grain."""
-    centre = np.add(ORIGIN, (0, 0.3 * UNIT))
-    matrix = cv2.getRotationMatrix2D(centre, rng.uniform(-5, 5), rng.uniform(0.96, 1.08))
-    matrix[:, 2] += rng.uniform(-9, 9, 2) - MARGIN  # px
-    image = cv2.warpAffine(image, matrix, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REPLICATE)
-    gain = np.linspace(-1, 1, WIDTH) * rng.uniform(-0.1, 0.1) + rng.uniform(0.9, 1.08)
-    gain = np.float32(gain + np.linspace(-1, 1, HEIGHT)[:, None] * rng.uniform(-0.1, 0.1))
-    grain = rng.integers(-4, 5, (HEIGHT, WIDTH, 1), np.int8)
-    image *= gain[..., None]
-    image += grain
-    return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
 def draw_shot(traits, shot, rng):

@@ -12,10 +12,7 @@ def confusion_matrix(targets, predictions, num_classes):
 
 
 def accuracy(confusions):
-    """The share of correct predictions, float (...) in [0, 1].
-
-    confusions: int (..., C, C), rows true, none of them empty.
-    """
+    """The share of correct predictions, float (...) in [0, 1], of int confusions (..., C, C)."""
     hits = np.diagonal(confusions, axis1=-2, axis2=-1)
     return hits.sum(axis=-1) / confusions.sum(axis=(-2, -1))
 

@@ -73,21 +73,21 @@ def crop_box(face, size, settings):
 
 def crop_settings(args, files, device):
     """What decides how photos are cropped, plain types: config.CROP as given by args, and
-    face_width, the median width of a face in the train photos, in pixels (None without any face),
-    as it was measured when they were first cropped. files: relative to train/images.
+    face_width, the median width of a face in the train photos as if they were 384 pixels wide (None
+    without any face), as measured when they were first cropped. files: relative to train/images.
     """
     settings = {name: getattr(args, name) for name in config.CROP}
     stored, _ = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
-    if "face_width" in stored and stored == {**stored, **settings}:
-        return stored
-    detector, widths = detector_of_process(device), []
-    for file in random.Random(0).sample(files, min(len(files), MEASURED)):
-        image, _ = try_to_load(Path(args.data_dir) / "train" / "images" / file)
-        if image is not None:
-            [faces] = find_largest_faces(detector, image[None], settings["min_face_size"])
-            widths += [face[2] - face[0] for face, _ in faces]
-    width = round(float(np.median(widths))) if widths else None
-    return {**settings, "face_width": gather(width)[0]}
+    if "face_width" not in stored or stored != {**stored, **settings}:
+        detector, widths = detector_of_process(device), []
+        for file in random.Random(0).sample(files, min(len(files), MEASURED)):
+            image, _ = try_to_load(Path(args.data_dir) / "train" / "images" / file)
+            if image is not None:
+                [faces] = find_largest_faces(detector, image[None], settings["min_face_size"])
+                scale = min(PHOTO_SIZE) / min(image.shape[:2])
+                widths += [scale * (face[2] - face[0]) for face, _ in faces]
+        stored = {**settings, "face_width": round(float(np.median(widths))) if widths else None}
+    return gather(stored)[0]
 
 
 def crop_photos(photos, settings, device, args, every=False):
@@ -105,53 +105,54 @@ def crop_photos(photos, settings, device, args, every=False):
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":  # workers read, this process detects
             loader = DataLoader(
-                batches,
+                [photo for batch in batches for photo in batch],
                 batch_size=None,
-                collate_fn=read_photos,
+                collate_fn=read_photo,
                 num_workers=min(args.num_workers, len(batches)),
                 worker_init_fn=cli.start_worker,
                 generator=torch.Generator(),  # else it would change what training draws
             )
-            results = map(partial(crop_images, **options), loader)
+            results = crop_images(loader, **options)
         else:  # each worker does it all
             detector_of_process(device)  # once for all workers, if they are forked
             workers = max(1, min(args.num_workers, len(batches)))
             pool = ProcessPoolExecutor(workers, initializer=cli.start_worker)
             stack.callback(pool.shutdown, cancel_futures=True)
-            results = pool.map(partial(read_and_crop, **options), batches)
+            results = pool.map(partial(crop_batch, **options), batches)
         for rows in tqdm(results, "crop", len(batches), unit="batch", disable=progress_off()):
             yield from rows
 
 
-def read_photos(pairs):
-    """[(photo, crop, image or None, why it can't be read or None)] for pairs (photo, crop)."""
-    return [(photo, crop, *try_to_load(photo)) for photo, crop in pairs]
+def read_photo(pair):
+    """(photo, crop, image or None, why it can't be read or None) for (photo, crop)."""
+    return (*pair, *try_to_load(pair[0]))
 
 
-def read_and_crop(pairs, **options):
-    """crop_images, reading each photo only when its turn comes, to save memory."""
-    return crop_images(((photo, crop, *try_to_load(photo)) for photo, crop in pairs), **options)
+def crop_batch(pairs, **options):
+    """The rows of crop_images for [(photo, crop)], for a worker process."""
+    return [row for rows in crop_images(map(read_photo, pairs), **options) for row in rows]
 
 
 detector_of_process = lru_cache(build_detector)
 
 
 def crop_images(images, settings, device, batch_size, every):
-    """The rows of crop_photos for images, as of read_photos, whose crops are saved. Photos of one
-    size pass the detector together, with at most the pixels of batch_size usual ones.
+    """Yields lists of crop_photos' rows for images, an iterable of read_photo's results. Photos of
+    one size pass the detector together, with at most the pixels of batch_size usual ones.
     """
-    rows, group = [], []
+    group = []
     limit = batch_size * PHOTO_SIZE[0] * PHOTO_SIZE[1]  # pixels
     for photo, crop, image, why in images:
         if image is None:
-            rows.append({"photo": photo, "face": 1, "method": "bad", "why": why})
+            yield [{"photo": photo, "face": 1, "method": "bad", "why": why}]
             continue
         full = (len(group) + 1) * image.shape[0] * image.shape[1] > limit
         if group and (full or image.shape != group[0][2].shape):
-            rows += crop_group(group, settings, device, every)
+            yield crop_group(group, settings, device, every)
             group = []
         group.append((photo, crop, image))
-    return rows + (crop_group(group, settings, device, every) if group else [])
+    if group:
+        yield crop_group(group, settings, device, every)
 
 
 def crop_group(images, settings, device, every):
@@ -209,9 +210,9 @@ def write_manifest(folder, files, done):
 
 
 def fingerprint(path):
-    """(bytes, time of change in ns) of a file, by which the manifest tells that it has changed."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    """(bytes, time of change in ns) of a file, to see that it has changed; zeros if it is gone."""
+    status = path.stat() if path.exists() else None
+    return (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
 def finished_crops(folder, settings, marks):

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from config import config
 from data.augment import augment, build_augmentation, resize
-from data.crop import crop_folder
+from data.crop import BOX, crop_folder, crop_lock, read_record
 from data.images import load_image
 from data.labels import head_labels
 from utils.cli import InputError, start_worker
 from utils.device import gather, is_first, progress_off, rank, world_size
-from utils.files import atomic_write, remove_leftovers
+from utils.files import atomic_write, make_folder, remove_leftovers
 
 
 class CropFiles:
@@ -115,8 +115,14 @@ def resize_crops(folder, manifest, side, num_workers):
     path = folder.parent / f"resized_{side}.{digest}.npy"
     if is_first() and not path.exists():
         crops = CropFiles([folder / file for file in manifest["file"]])
+        make_folder(folder.parent, "use --no-cache")
         remove_leftovers(folder.parent)
-        with atomic_write(path) as file, ThreadPoolExecutor(max(1, num_workers)) as pool:
+        pool = ThreadPoolExecutor(max(1, num_workers))
+        with crop_lock(folder), atomic_write(path) as file, pool:
+            rows = read_record(folder)[1]
+            boxes = [[rows.get(name, {}).get(edge) for edge in BOX] for name in manifest["file"]]
+            if boxes != manifest[BOX].to_numpy().tolist():
+                raise InputError(f"{folder}: cropped anew meanwhile; use another --crop-dir")
             shape = (len(crops), side, side, 3)
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -126,7 +132,7 @@ def resize_crops(folder, manifest, side, num_workers):
                     file.write(image.data)
         for other in folder.parent.glob(f"resized_{side}.*.npy"):
             if other != path:
-                with contextlib.suppress(PermissionError):  # on Windows, while a training reads it
+                with contextlib.suppress(OSError):  # gone, or on Windows read by a training
                     other.unlink()
     gather(None)  # the other processes wait for the first one
     return path

@@ -135,7 +135,7 @@ def fix_labels(images, path):
     corrects one photo of the id, gender and age correct all.
 
     A row applies only where the old value is found; what is applied is printed. Returns the
-    corrected table. Raises InputError for a row that can never apply.
+    corrected table. Raises InputError for an unknown field or new value.
     """
     fixes = read_table(path, ["id", "field", "old", "new"], "see data/label_fixes.csv")
     values = {"gender": "female|male", "age": "[0-9]|[1-9][0-9]|1[01][0-9]|120", "shot": SHOT}

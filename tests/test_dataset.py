@@ -119,8 +119,16 @@ def test_each_process_has_its_share_of_the_batches(crops, monkeypatch):
 # --- resized crops
 
 
+def copy_crops(sample_dir, folder):
+    """Copy the train crops and their record below folder; returns the folder of the crops."""
+    crops = shutil.copytree(sample_dir / "train/new_img", folder / "train/new_img")
+    for name in ("crops.csv", "crops.json"):
+        shutil.copy(sample_dir / "train" / name, folder / "train")
+    return crops
+
+
 def test_resized_crops_are_made_once_and_again_when_crops_change(sample_dir, tmp_path):
-    folder = shutil.copytree(sample_dir / "train/new_img", tmp_path / "train/new_img")
+    folder = copy_crops(sample_dir, tmp_path)
     manifest = read_manifest(sample_dir)
     path = resize_crops(folder, manifest, 64, 0)
     pixels = np.load(path)
@@ -137,6 +145,10 @@ def test_resized_crops_are_made_once_and_again_when_crops_change(sample_dir, tmp
     remade = resize_crops(folder, manifest, 64, 2)
     assert not np.load(remade)[0].any()
     assert set(path.parent.glob("*.npy")) == {other_size, remade}  # the old one is gone
+
+    manifest.loc[3, "x0"] += 1  # as if another command had cropped with other margins meanwhile
+    with pytest.raises(InputError, match="cropped anew meanwhile"):
+        resize_crops(folder, manifest, 64, 2)
 
 
 # --- folds
@@ -182,7 +194,7 @@ def test_labels_of_a_fold(sample_dir):
 
 
 def test_a_damaged_crop_is_named_with_the_way_out(sample_dir, tmp_path):
-    shutil.copytree(sample_dir / "train/new_img", tmp_path / "train/new_img")
+    copy_crops(sample_dir, tmp_path)
     crop = next((tmp_path / "train/new_img").rglob("mask1.jpg"))
     crop.write_bytes(b"half")
     hint = rf"^{re.escape(str(crop))}: not a readable image .*; delete this crop"

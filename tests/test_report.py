@@ -363,11 +363,14 @@ def test_a_submission_has_four_classifications(page, submission):
     table = pd.read_csv(submission / "probabilities.csv")
     classes = pd.read_csv(submission / "submission.csv")["ans"]
     assert "single photos" in find(page, ".note").text
-    # The loss of the 18 classes is that of the product of their heads' probabilities.
-    losses = 0
+    # The probability of an official class is the product of its heads' probabilities.
+    losses, confidences = 0, 1
     for (head, names), labels in zip(HEADS.items(), split_classes(answers)):
         probs = table[[f"{head}_{name}" for name in names]].to_numpy()
         losses -= np.log(probs[np.arange(len(table)), labels].clip(1e-6))
+        confidences *= probs.max(axis=1)
+    *_, error = calibration(confidences[1:], (answers == classes)[1:])
+    assert texts(page, ".scores dd")[4] == f"{error:.4f}"
     first, *_, last = page.find_elements(By.CSS_SELECTOR, ".card")
     assert find(first, ".file").text == table["ImageID"][np.nanargmax(losses)]
     assert f"loss {np.nanmax(losses):.3f}" in find(first, ".facts").text

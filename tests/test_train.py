@@ -251,7 +251,8 @@ def test_ctrl_c_is_one_line_and_leaves_no_process(sample_dir, tmp_path):
     os.killpg(process.pid, signal.SIGINT)  # to the workers too, as a terminal does
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr.startswith("interrupted; --resume goes on")
+    assert stderr.startswith("interrupted; ")
+    assert "--resume" in stderr
     assert stderr.count("\n") == 1
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)

@@ -59,7 +59,7 @@ def run(main, on_interrupt="nothing was written"):
         texts = ("allocate memory", "DataLoader worker (pid")  # PyTorch has no types for these
         if not known and not any(text in str(error) for text in texts):
             raise
-        fail(f"out of memory; lower --batch-size or --num-workers ({error})")
+        fail(f"out of memory; lower --batch-size, --crop-batch-size or --num-workers ({error})")
     except KeyboardInterrupt:
         print(f"interrupted; {on_interrupt}", file=sys.stderr)
         sys.exit(130)

@@ -57,9 +57,8 @@ def choose_kernels(deterministic):
 
 
 def join_processes(name):
-    """Join the other processes if torchrun started this one; returns its pick_device(name).
-
-    Only the first process keeps its standard output. Raises InputError as pick_device does.
+    """Join the other processes if torchrun started this one; returns its pick_device(name). Only
+    the first process keeps its standard output.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return pick_device(name)

@@ -17,10 +17,7 @@ def save_figure(path, figure):
 
 
 def save_plots(folder, classes):
-    """Draw the run in folder: curves.png from log.csv, confusion.png from val_predictions.csv.
-
-    classes: the names of its classes, in order.
-    """
+    """Draw curves.png and confusion.png of the run in folder; classes: their names, in order."""
     from matplotlib.figure import Figure  # it and scikit-learn take a second to import
     from sklearn.metrics import ConfusionMatrixDisplay
 

@@ -47,14 +47,15 @@ def fixed_arguments(args, precision):
 
 
 def load_last(folder, arguments, epochs):
-    """The checkpoint that --resume goes on from; arguments: from fixed_arguments.
-
-    Raises InputError when there is none, and for other arguments or fewer epochs than it has.
+    """The checkpoint that --resume goes on from; arguments: from fixed_arguments. Raises InputError
+    when there is none, and for other arguments or fewer epochs than it has.
     """
     for name in ("last.pth", "best.pth", "val_predictions.csv"):
         if not (folder / name).exists():
             raise InputError(f"{folder}: no {name} to resume from; start over with --overwrite")
     last = load_checkpoint(folder / "last.pth")
+    if not {"arguments", "data", "log", "optimizer", "scaler"} <= last.keys():
+        raise InputError(f"{last['path']}: not a last.pth; start over with --overwrite")
     if epochs < len(last["log"]):
         raise InputError(f"--epochs {epochs}: {folder} has {len(last['log'])} epochs already")
     old = last["arguments"]

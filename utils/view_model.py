@@ -22,10 +22,8 @@ GRAPHS = (".svg", ".png", ".pdf")
 
 
 def build_skeleton(name, num_classes, resize, age_border=0):
-    """A network without numbers, on the device "meta", where any size costs no time or memory.
-
-    Its padding is not a layer: torchinfo would take the convolution around it for a container and
-    count none of its multiply-adds.
+    """A network on the device "meta", where no size costs time or memory. Its padding is no layer:
+    torchinfo would count no multiply-adds of the convolution around it.
     """
     with torch.device("meta"):
         network = build_network(name, num_classes, resize, age_border=age_border).eval()
