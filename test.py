@@ -3,12 +3,14 @@
 python test.py
 """
 
+from config import config  # before PyTorch
+
+# isort: split
 from pathlib import Path
 
 import numpy as np
 
-from config import config
-from data.crop import add_crop_batch_size, crop_folder, crop_split
+from data.crop import add_crop_batch_size, check_unchanged, crop_folder, crop_split
 from data.dataset import CropFiles, FaceDataset, build_loader
 from data.labels import merge_labels, read_answers, read_info, split_classes
 from models.inference import build_members, pick_backend, predict
@@ -27,7 +29,7 @@ def main():
     choose_kernels(args.deterministic)
     backend = pick_backend(args.backend, device, precision)
     checkpoints = find_checkpoints(args.runs)
-    info = read_info(args.data_dir)
+    info, files = read_info(args.data_dir)
     answers = read_answers(args.answers, info) if args.answers else None
     inputs = [Path(args.data_dir, "eval", "info.csv"), *filter(None, [args.answers])]
     inputs += [checkpoint["path"] for head in checkpoints.values() for checkpoint in head]
@@ -35,16 +37,17 @@ def main():
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
 
     settings = checkpoints["mask"][0]["crop"]  # all heads have the same
-    manifest = crop_split(args, "eval", info["ImageID"], None, settings, device)
+    manifest = crop_split(args, "eval", files, None, settings, device)
     good = (manifest["method"] != "bad").to_numpy()  # all, unless --skip-bad
     if not good.any():
         raise InputError(f"{args.data_dir}: not one readable image in eval/images")
 
     folder = crop_folder(args.data_dir, args.crop_dir, "eval")
-    crops = CropFiles([folder / file for file in info["ImageID"][good]])
+    crops = CropFiles([folder / file for file in manifest["file"][good]])
     dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
     loader = build_loader(dataset, args.batch_size, args.num_workers, device)
     probs = predict(members, loader, device, precision)
+    check_unchanged(folder, manifest)
     if not is_first():
         return
     predicted = merge_labels(*(probs[target].argmax(axis=1) for target in config.CLASSES))

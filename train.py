@@ -3,6 +3,9 @@
 python train.py --target age --lr 1e-4 --epochs 4
 """
 
+from config import config  # before PyTorch
+
+# isort: split
 import math
 import time
 from importlib.util import find_spec
@@ -12,9 +15,14 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from config import config
 from data.augment import AUGMENTATIONS
-from data.crop import add_crop_arguments, crop_settings, crop_split
+from data.crop import (
+    add_crop_arguments,
+    check_unchanged,
+    crop_folder,
+    crop_settings,
+    crop_split,
+)
 from data.dataset import load_fold, val_predictions
 from data.labels import assign_folds, fix_labels, list_train_images
 from loss import LOSSES, build_loss
@@ -150,6 +158,8 @@ def main():
         scores, logits = evaluate(
             network, val_loader, val_criterion, pixel_stats, precision, args.tta
         )
+        if args.no_cache:  # other crops would have replaced these
+            check_unchanged(crop_folder(args.data_dir, args.crop_dir, "train"), manifest)
         if not (math.isfinite(train_loss) and math.isfinite(scores["loss"])):
             raise InputError(f"the loss is not finite in epoch {epoch}; earlier epochs are kept; "
                              "try a lower --lr or --precision fp32")  # fmt: skip

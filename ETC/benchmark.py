@@ -13,6 +13,12 @@ scale crops, trains on and predicts ever larger sets of drawn people by the comm
 whose start counts.
 """
 
+import sys
+from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import contextlib
 import importlib.metadata
 import importlib.util
@@ -23,13 +29,11 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

@@ -3,11 +3,16 @@
 It writes nothing.
 """
 
+import sys
+from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import hashlib
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,13 +20,12 @@ from tqdm import tqdm
 
 from config import config
 from data.crop import crop_folder, fingerprint, finished_crops, read_record
-from data.images import load_image, open_image
+from data.images import pick_photos, read_image
 from data.labels import (
     GENDER_LABELS,
     age_labels,
     assign_folds,
     head_labels,
-    is_photo,
     list_train_images,
     merge_labels,
     read_info,
@@ -54,14 +58,15 @@ def read_part(data_dir, split):
     """
     table, folder = data_dir / TABLES[split], data_dir / split
     if not table.exists():
-        photos = filter(is_photo, (folder if folder.exists() else data_dir).rglob("*"))
-        if photo := next(photos, None):
+        photos, _ = pick_photos((folder if folder.exists() else data_dir).rglob("*"))
+        if photos:
             raise InputError(
-                f"{table}: no such file, but photos in {photo.parent}; name the folder that holds "
-                f"train/ and eval/ with --data-dir, or write the table: {HOW_TO_WRITE[split]}"
+                f"{table}: no such file, but photos in {photos[0].parent}; name the folder that "
+                "holds train/ and eval/ with --data-dir, or write the table: "
+                f"{HOW_TO_WRITE[split]}"
             )
     if split == "eval":
-        return read_info(data_dir).rename(columns={"ImageID": "file"})
+        return pd.DataFrame({"file": read_info(data_dir)[1]})
     images = list_train_images(data_dir)
     assign_folds(images, config.FOLD_SEED)  # refuses too few people
     return images
@@ -72,13 +77,12 @@ def inspect(path):
     can't be read: None, None and why.
     """
     try:
-        with open_image(path) as image:
-            kind = f"{image.format} {image.mode}"
-        height, width, _ = load_image(path).shape
+        image, kind, damage = read_image(path)
     except InputError as error:
         return None, None, str(error).removeprefix(f"{path}: ")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return f"{width} x {height}, {kind}", digest, None
+    kind += f", {damage}" if damage else ""
+    return f"{image.shape[1]} x {image.shape[0]}, {kind}", digest, None
 
 
 def inspect_all(data_dir, parts):

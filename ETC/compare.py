@@ -3,7 +3,12 @@
 python -m ETC.compare RUNS_A RUNS_B
 """
 
+import sys
 from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
 
 import numpy as np
 import pandas as pd

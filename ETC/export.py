@@ -12,8 +12,13 @@ classes   names of the official classes, in the order of their numbers
 networks  {output: the networks it averages: model, resize, tta and the sha256 of best.pth}
 """
 
-import json
+import sys
 from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
+import json
 
 import numpy as np
 import torch

@@ -4,8 +4,13 @@ A row for the largest face of each photo: the face as the network sees it, and f
 map of what speaks for it.
 """
 
-import tempfile
+import sys
 from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
+import tempfile
 
 import cv2
 import numpy as np
@@ -13,9 +18,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from data.augment import resize
-from data.images import load_image
+from data.images import load_image, print_left_out
 from ETC.names import printable
-from ETC.predict import add_photo_arguments, crop_faces, list_photos
+from ETC.predict import add_photo_arguments, crop_faces, end_with_bad, list_photos
 from ETC.sheet import GAP, arrange, with_lines
 from models.network import load_network, normalize
 from utils import cli
@@ -115,7 +120,7 @@ def main():
     args = get_args_parser().parse_args()
     device = pick_device(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
-    photos = list_photos(args.photos)
+    photos, left_out = list_photos(args.photos)
     if len(photos) > MAX_PHOTOS:
         raise InputError(f"{len(photos)} photos; name {MAX_PHOTOS} at most")
     check_output(args.output, [".png"], [*photos, args.checkpoint])
@@ -132,6 +137,8 @@ def main():
     with atomic_write(args.output) as file:
         arrange(rows).save(file, "PNG")
     print(f"Grad-CAM of {len(faces)} photos -> {args.output}")
+    print_left_out(left_out)
+    end_with_bad(args, photos, faces)
 
 
 def get_args_parser():

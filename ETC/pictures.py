@@ -3,11 +3,15 @@
 people.webp and run.webp, in ETC/. The latter takes a screenshot, for which Chromium is needed.
 """
 
+import sys
+from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import shutil
 import subprocess
-import sys
 import tempfile
-from pathlib import Path
 
 import pandas as pd
 from PIL import Image

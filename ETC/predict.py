@@ -5,18 +5,22 @@ as in crops.csv; the answers of the three heads; ans, the official class; and th
 each class of each head. predictions_sheet.png beside it shows the photos with boxes and answers.
 """
 
-import importlib.util
+import sys
+from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import os
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from config import config
 from data.crop import BOX, add_crop_batch_size, crop_photos
 from data.dataset import CropFiles, FaceDataset, build_loader
+from data.images import pick_photos, print_left_out
 from data.labels import merge_labels, raise_problems
 from ETC.names import printable
 from ETC.sheet import MAX_PHOTOS, draw_sheet
@@ -27,42 +31,42 @@ from utils.cli import InputError
 from utils.device import choose_kernels, pick_device, pick_precision
 from utils.files import atomic_write, check_output, write_csv
 
-HEIC = {".heic", ".heif"}
-READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
-if READS_HEIC:  # not in main: spawned workers read photos too
-    importlib.import_module("pillow_heif").register_heif_opener()
-# What Pillow can identify but not read, or only with the help of other programs.
-NO_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-
 
 def list_photos(paths, ignored=None):
-    """The photos at paths, each once: files as named, and in or below folders, in order of their
-    names, every file with a photo's suffix except hidden ones and the path ignored.
+    """The photos at paths, each once: files as named, and in or below folders, linked ones too, in
+    order of their names, every file with a photo's suffix except hidden ones and the path ignored;
+    and the files without one.
 
     Raises InputError for a path that doesn't exist, and when there are no photos.
     """
-    suffixes = Image.registered_extensions().items()  # which also fills Image.OPEN
-    suffixes = HEIC | {suffix for suffix, kind in suffixes if kind in Image.OPEN.keys() - NO_PHOTOS}
     ignored = ignored and os.path.realpath(ignored)
-    photos = {}
+    photos, left_out = {}, []
     for name in paths:
         path = Path(name)
         if not name or not (path.is_file() or path.is_dir()):
             raise InputError(f"{name or 'an empty path'}: no such file or folder")
-        found = [path]
-        if path.is_dir():
-            found = [
-                photo
-                for photo in sorted(path.rglob("*"))
-                if photo.suffix.lower() in suffixes
-                and not any(part.startswith(".") for part in photo.relative_to(path).parts)
-                and photo.is_file()
-                and os.path.realpath(photo) != ignored
-            ]
-        photos |= {os.path.realpath(photo): photo for photo in found}
+        found, others = pick_photos(list_files(path)) if path.is_dir() else ([path], [])
+        for photo in found:
+            if photo == path or os.path.realpath(photo) != ignored:
+                photos[os.path.realpath(photo)] = photo
+        left_out += others
     if not photos:
+        print_left_out(left_out)
         raise InputError(f"{', '.join(map(str, paths))}: no photos in it")
-    return list(photos.values())
+    return list(photos.values()), left_out
+
+
+def list_files(folder):
+    """The files in and below a folder, without those in hidden folders, in order of their names.
+    Links to folders are followed, to each folder once.
+    """
+    files, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        new = os.path.realpath(place) not in seen
+        seen.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if new and not name.startswith(".")]
+        files += [Path(place, name) for name in names if new]
+    return sorted(files)
 
 
 def crop_faces(args, photos, folder, settings, device, every=False):
@@ -71,7 +75,7 @@ def crop_faces(args, photos, folder, settings, device, every=False):
     args: from a parser with add_photo_arguments; photos: from list_photos; settings: the crop of a
     checkpoint. Returns a DataFrame, a row a face in the order of photos, with file, a name to show,
     and the keys of crop_photos as columns.
-    Raises InputError that names the photos that can't be read, unless args.skip_bad.
+    Names the photos that can't be read on stderr, and raises InputError when none can.
     """
     # Photos of many sizes make many convolutions, of which oneDNN would keep 1024 in memory.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -82,19 +86,22 @@ def crop_faces(args, photos, folder, settings, device, every=False):
         pairs.append((photo, folder / f"{number}{suffix}"))
     rows = crop_photos(pairs, settings, device, args, every)
     rows = sorted(rows, key=lambda row: (order[row["photo"]], row["face"]))
-    problems = []
     for row in rows:
         row["file"] = printable(str(row["photo"]))
-        if row["method"] == "bad":
-            if row["photo"].suffix.lower() in HEIC and not READS_HEIC:
-                row["why"] = "HEIC; convert it to JPEG, or python -m pip install pillow-heif"
-            problems.append(f"{row['file']}: {row['why']}")
-    if not args.skip_bad:
-        raise_problems(f"{len(problems)} bad photos (or use --skip-bad)", problems)
-    print("".join(f"left out: {problem}\n" for problem in problems), end="")
-    if len(problems) == len(photos):
-        raise InputError(f"{', '.join(args.photos)}: no readable photos")
-    return pd.DataFrame([row for row in rows if row["method"] != "bad"])
+    faces = [row for row in rows if row["method"] != "bad"]
+    damaged = [f"{row['file']}: {row['why']}" for row in rows if row["why"] and row["face"] == 1]
+    if not faces:
+        raise_problems("no readable photos", damaged)
+    print("".join(f"{line}\n" for line in damaged), end="", file=sys.stderr)
+    return pd.DataFrame(faces)
+
+
+def end_with_bad(args, photos, faces):
+    """Exit with status 1, unless args.skip_bad, if some of photos aren't in faces."""
+    bad = len(photos) - faces["photo"].nunique()
+    if bad and not args.skip_bad:
+        print(f"{bad} of {len(photos)} photos can't be read", file=sys.stderr)
+        sys.exit(1)
 
 
 def prediction_table(faces, probs):
@@ -121,7 +128,7 @@ def main():
     output = Path(args.output)
     sheet = output.parent / f"{output.stem}_sheet.png"
     # Beside a table, this is an earlier sheet. Otherwise it is a photo, and must not be replaced.
-    photos = list_photos(args.photos, ignored=sheet if output.exists() else None)
+    photos, left_out = list_photos(args.photos, ignored=sheet if output.exists() else None)
     inputs = [checkpoint["path"] for head in checkpoints.values() for checkpoint in head]
     check_output(output, [".csv"], [*photos, *inputs], [sheet.name])
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
@@ -143,6 +150,8 @@ def main():
           f"centrally) -> {output}, {sheet}")  # fmt: skip
     if count > MAX_PHOTOS:
         print(f"{sheet} shows the first {MAX_PHOTOS} photos")
+    print_left_out(left_out)
+    end_with_bad(args, photos, faces)
 
 
 # fmt: off
@@ -151,7 +160,7 @@ def add_photo_arguments(add):
     add("photos", nargs="+", metavar="PATH",
         help="photos, and folders that are searched for photos")
     add("--skip-bad", action="store_true",
-        help="leave out photos that can't be read (default: stop and name them)")
+        help="exit with status 0 though photos can't be read (default: 1, after the others)")
     add_crop_batch_size(add)
     cli.add_machine_arguments(add)
 

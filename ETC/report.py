@@ -6,13 +6,18 @@ python -m ETC.report submission.csv --answers answers.csv
 ETC/report.html is the template. Without JavaScript the page shows all but the photos.
 """
 
+import sys
+from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import base64
 import contextlib
 import io
 import json
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

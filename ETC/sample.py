@@ -3,9 +3,14 @@
 python -m ETC.sample --output input/data --people 120 --seed 777
 """
 
+import sys
+from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import hashlib
 import shutil
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,7 +21,7 @@ from data.labels import GENDER_LABELS, SHOT_LABELS, age_labels, merge_labels
 from ETC.portrait import SHOTS, draw_shot, draw_traits
 from utils import cli
 from utils.cli import InputError
-from utils.files import atomic_write, make_folder, write_csv
+from utils.files import atomic_write, hold, make_folder, write_csv
 
 GENDERS = ("male", "female")
 AGES = ((18, 29), (30, 59), (60, 80))
@@ -96,6 +101,7 @@ def make_sample(output, people, eval_people, seed):
     make_folder(output, "choose another --output")
     # Drawn elsewhere, then renamed: nobody should train on half a data set.
     part = output.with_name(output.name + ".part")
+    hold(part, "choose another --output")
     shutil.rmtree(part, ignore_errors=True)
     try:
         with tqdm(total=people + eval_people, unit="person", disable=None) as progress:

@@ -1,0 +1,21 @@
+"""Every script imports this first: what has to be set before PyTorch is imported."""
+
+import getpass
+import os
+import sys
+import tempfile
+
+# A closed stream leaves its number to the next file that is opened, and prints would end up in it.
+while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+    pass
+os.close(descriptor)
+sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+# PyTorch and others ask for the user's name and home, which a container's user may lack.
+try:
+    getpass.getuser()
+except (ImportError, KeyError, OSError):
+    os.environ["USER"] = str(os.getuid())
+if os.path.expanduser("~") == "~":
+    os.environ["HOME"] = tempfile.gettempdir()

@@ -7,6 +7,12 @@ mtcnn, center (no face was found) or bad (can't be read); the box x0, y0, x1, y1
 photo; the detector's prob; size and time of change of the photo when it was cropped.
 """
 
+import sys
+from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import contextlib
 import io
 import json
@@ -15,12 +21,10 @@ import random
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -32,7 +36,14 @@ from data.labels import list_train_images, raise_problems, read_info
 from utils import cli
 from utils.cli import InputError
 from utils.device import gather, is_first, join_processes, progress_off, rank, world_size
-from utils.files import atomic_write, make_folder, remove_leftovers, write_csv, write_json
+from utils.files import (
+    atomic_write,
+    locked,
+    make_folder,
+    remove_leftovers,
+    write_csv,
+    write_json,
+)
 
 PHOTO_SIZE = 384, 512  # width and height of the competition's photos
 JPEG_QUALITY = 95
@@ -95,8 +106,9 @@ def crop_photos(photos, settings, device, args, every=False):
 
     photos: [(path of the photo, path of its crop)]; settings: from crop_settings; args: with
     num_workers and crop_batch_size. Faces after the largest go to the same path with _2, _3, ...
-    The dicts: photo, face (1 is the largest), method, x0, y0, x1, y1, prob, crop (its path); for a
-    photo with the method bad: photo, face, method, and why.
+    The dicts: photo, face (1 is the largest), method, x0, y0, x1, y1, prob, crop (its path) and
+    why, what is damaged though no pixel is, or None; for a photo with the method bad: photo, face,
+    method, and why.
     """
     size = args.crop_batch_size or config.CROP_BATCH_SIZE[device.type]
     batches = [photos[start : start + size] for start in range(0, len(photos), size)]
@@ -124,7 +136,7 @@ def crop_photos(photos, settings, device, args, every=False):
 
 
 def read_photo(pair):
-    """(photo, crop, image or None, why it can't be read or None) for (photo, crop)."""
+    """(photo, crop, image or None, what is damaged or None) for (photo, crop)."""
     return (*pair, *try_to_load(pair[0]))
 
 
@@ -150,18 +162,18 @@ def crop_images(images, settings, device, batch_size, every):
         if group and (full or image.shape != group[0][2].shape):
             yield crop_group(group, settings, device, every)
             group = []
-        group.append((photo, crop, image))
+        group.append((photo, crop, image, why))
     if group:
         yield crop_group(group, settings, device, every)
 
 
 def crop_group(images, settings, device, every):
-    """The rows of crop_photos for [(photo, crop, image)] of one size, whose crops are saved."""
-    rows, stack = [], np.stack([image for _, _, image in images])
+    """The rows of crop_photos for results of read_photo of one size, whose crops are saved."""
+    rows, stack = [], np.stack([image for _, _, image, _ in images])
     size = stack.shape[2], stack.shape[1]
     find = find_all_faces if every else find_largest_faces
     found = find(detector_of_process(device), stack, settings["min_face_size"])
-    for (photo, crop, image), faces in zip(images, found):
+    for (photo, crop, image, why), faces in zip(images, found):
         boxes = [("mtcnn", crop_box(face, size, settings), round(prob, 6)) for face, prob in faces]
         boxes = [face for face in boxes if face[1] is not None]
         boxes = boxes or [("center", crop_box(None, size, settings), np.nan)]
@@ -169,7 +181,7 @@ def crop_group(images, settings, device, every):
             path = crop if number == 1 else crop.with_stem(f"{crop.stem}_{number}")
             save_crop(image, box, path)
             row = {"photo": photo, "face": number, "method": method, "prob": prob, "crop": path}
-            rows.append({**row, **dict(zip(BOX, box))})
+            rows.append({**row, **dict(zip(BOX, box)), "why": why})
     return rows
 
 
@@ -232,20 +244,22 @@ def finished_crops(folder, settings, marks):
     return gather(done)[0]
 
 
-@contextlib.contextmanager
 def crop_lock(folder):
     """Wait until no other command crops into folder, and keep others waiting."""
-    lock = FileLock(folder.parent / "crops.lock")
-    if is_first():  # on behalf of the other processes
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"{folder}: waiting for another command that crops to it", flush=True)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    if not is_first():  # it does so on behalf of the other processes
+        return contextlib.nullcontext()
+    waiting = f"{folder}: waiting for another command that crops to it"
+    return locked(folder.parent / "crops.lock", waiting, wait=True)
+
+
+def check_unchanged(folder, manifest):
+    """Raise InputError unless the crops in folder are still those of manifest, from crop_split."""
+    columns = [*BOX, "source_size", "source_mtime_ns"]
+    manifest = manifest[manifest["method"] != "bad"]
+    rows = read_record(folder)[1]
+    now = [[rows.get(file, {}).get(name) for name in columns] for file in manifest["file"]]
+    if now != manifest[columns].astype(object).to_numpy().tolist():
+        raise InputError(f"{folder}: cropped anew meanwhile; use another --crop-dir")
 
 
 def crop_split(args, split, files, shots, settings, device):
@@ -278,6 +292,9 @@ def crop_split(args, split, files, shots, settings, device):
         print(f"{split}: {len(manifest)} photos, {missed.sum()} without a face (cropped centrally)")
         for shot, group in missed.groupby(np.array(shots)) if shots is not None else ():
             print(f"  {shot:<16}{len(group):>6} photos{group.sum():>6} without a face")
+    for row in done.values():
+        if row["method"] != "bad" and row.get("why"):
+            print(f"{split}/images/{row['file']}: {row['why']}")
     problems = [f"{split}/images/{file}: {done[file]['why']}" for file in sorted(bad)]
     if args.skip_bad:
         print("".join(f"left out: {problem}\n" for problem in problems), end="")
@@ -356,8 +373,7 @@ def main():
     images = list_train_images(args.data_dir)  # for eval too: its margins follow the train faces
     splits = {"train": (images["file"], images["shot"])}
     if args.split != "train":
-        files = read_info(args.data_dir)["ImageID"]
-        splits["eval"] = files, None
+        splits["eval"] = read_info(args.data_dir)[1], None
     settings = crop_settings(args, images["file"].tolist(), device)
     for split in splits if args.split == "both" else [args.split]:
         manifest = crop_split(args, split, *splits[split], settings, device)

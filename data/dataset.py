@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from config import config
 from data.augment import augment, build_augmentation, resize
-from data.crop import BOX, crop_folder, crop_lock, read_record
+from data.crop import check_unchanged, crop_folder, crop_lock
 from data.images import load_image
 from data.labels import head_labels
 from utils.cli import InputError, start_worker
@@ -119,10 +119,7 @@ def resize_crops(folder, manifest, side, num_workers):
         remove_leftovers(folder.parent)
         pool = ThreadPoolExecutor(max(1, num_workers))
         with crop_lock(folder), atomic_write(path) as file, pool:
-            rows = read_record(folder)[1]
-            boxes = [[rows.get(name, {}).get(edge) for edge in BOX] for name in manifest["file"]]
-            if boxes != manifest[BOX].to_numpy().tolist():
-                raise InputError(f"{folder}: cropped anew meanwhile; use another --crop-dir")
+            check_unchanged(folder, manifest)
             shape = (len(crops), side, side, 3)
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)

@@ -1,10 +1,15 @@
 """Reading photos with Pillow."""
 
-import contextlib
 import errno
+import importlib.util
+import io
+import random
 import struct
 import warnings
 import zlib
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -19,6 +24,13 @@ DAMAGE = (
 )  # fmt: skip
 # Pillow recovers from what it warns about, such as odd tags.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+Image.MAX_IMAGE_PIXELS = 200_000_000  # phones take 200 megapixels; Pillow refuses twice as many
+HEIC = {".heic", ".heif"}
+READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
+if READS_HEIC:
+    importlib.import_module("pillow_heif").register_heif_opener()
+# What Pillow can identify but not read, or only with the help of other programs.
+NO_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # How to turn a photo upright, by its orientation; from 5 on, width and height change places.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,35 +41,56 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What may follow where a JPEG file is cut off: data between the eight restart markers, or nothing.
+FILL = random.Random(0).randbytes(64).replace(b"\xff", b"")
+END = b"\xff\xd9"
+ENDINGS = END, b"".join(FILL + bytes([255, 208 + i]) for i in range(8)) + FILL + END
 
 
-@contextlib.contextmanager
-def open_image(path):
-    """Image.open that raises an InputError naming the file, whatever is wrong with it."""
-    try:
-        with Image.open(path) as image:
-            if not image.width * image.height:
-                raise ValueError("it has no pixels")
-            yield image
-    except DAMAGE as error:
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise  # the machine's fault, not the photo's
-        hint = "; make it smaller" if isinstance(error, Image.DecompressionBombError) else ""
-        raise InputError(f"{path}: not a readable image ({error}){hint}") from error
+@lru_cache
+def photo_suffixes():
+    """The suffixes of the formats that Pillow reads, and of HEIC, which needs another package."""
+    suffixes = Image.registered_extensions().items()  # which also fills Image.OPEN
+    return HEIC | {suffix for suffix, kind in suffixes if kind in Image.OPEN.keys() - NO_PHOTOS}
+
+
+def pick_photos(paths):
+    """The files among paths that are photos by their suffix, and the other paths; hidden ones are
+    neither.
+    """
+    photos, others = [], []
+    for path in paths:
+        if not path.name.startswith("."):
+            is_photo = path.suffix.lower() in photo_suffixes() and not path.is_dir()
+            (photos if is_photo else others).append(path)
+    return photos, others
+
+
+def print_left_out(paths):
+    """Print how many paths that pick_photos found to be no photos are left out, by suffix."""
+    kinds = Counter(
+        "folder" if path.is_dir() else path.suffix.lower() or "without a suffix" for path in paths
+    )
+    if kinds:
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        print(f"left out, as Pillow doesn't read them: {counts}")
 
 
 def orientation(image):
     """The EXIF orientation, 1 to 8; 1 for TIFF, which Pillow turns by itself."""
-    value = 1 if image.format == "TIFF" else image.getexif().get(EXIF_ORIENTATION)
+    try:
+        value = 1 if image.format == "TIFF" else image.getexif().get(EXIF_ORIENTATION)
+    except DAMAGE:  # the pixels may be fine
+        return 1
     return value if value in UPRIGHT else 1
 
 
-def load_image(path):
-    """The photo at path, upright, as a uint8 RGB array (H, W, 3). Raises InputError.
-
-    Any format, colour mode and depth that Pillow reads; of an animation, the first frame.
-    """
-    with open_image(path) as image:
+def decode(file):
+    """The pixels of an image file, as load_image returns them, and its format and mode."""
+    with Image.open(file) as image:
+        if not image.width * image.height:
+            raise ValueError("it has no pixels")
+        kind = f"{image.format} {image.mode}"
         turn = UPRIGHT.get(orientation(image))
         # Not ImageOps.exif_transpose, which rewrites the other tags and fails on odd ones.
         if turn is not None:
@@ -66,12 +99,70 @@ def load_image(path):
             image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
         elif "transparency" in image.info:
             image = image.convert("RGBA")
-        return np.array(image.convert("RGB"))
+        return np.array(image.convert("RGB")), kind
+
+
+def without_metadata(png):
+    """A PNG file, bytes, without the chunks that neither pixels nor orientation need."""
+    kept, start = [png[:8]], 8
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4])
+        chunk = png[start:end]
+        if chunk[4:8] in (b"tRNS", b"eXIf"):
+            kept += chunk[:-4], struct.pack(">I", zlib.crc32(chunk[4:-4]))
+        elif chunk[4:5].isupper():  # critical, so its checksum counts
+            kept.append(chunk)
+        start = end
+    return b"".join(kept)
+
+
+def decode_damaged(path, error):
+    """What decode, which raised error, would return, and what is damaged, for a file whose damage
+    touches no pixel: a PNG with odd metadata or a JPEG that lacks its end. Else raises DAMAGE.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith(b"\x89PNG"):
+        return *decode(io.BytesIO(without_metadata(content))), None
+    if not content.startswith(b"\xff\xd8"):
+        raise error
+    content = content.removesuffix(END[:1])
+    # If all pixels are there, they don't depend on what follows.
+    (pixels, kind), (others, _) = (decode(io.BytesIO(content + end)) for end in ENDINGS)
+    if not np.array_equal(pixels, others):
+        raise ValueError("its lower rows are missing")
+    return pixels, kind, "lacks its end, but no pixel"
+
+
+def read_image(path):
+    """The photo at path as load_image returns it; its format and mode, such as "JPEG RGB"; and
+    what is damaged, though no pixel is, or None. Raises InputError.
+    """
+    try:
+        return *decode(path), None
+    except DAMAGE as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # the machine's fault, not the photo's
+        try:
+            return decode_damaged(path, error)
+        except DAMAGE as why:
+            hint = "; make it smaller" if isinstance(why, Image.DecompressionBombError) else ""
+            if Path(path).suffix.lower() in HEIC and not READS_HEIC:
+                hint = "; convert it to JPEG, or python -m pip install pillow-heif"
+            raise InputError(f"{path}: not a readable image ({why}){hint}") from error
+
+
+def load_image(path):
+    """The photo at path, upright, as a uint8 RGB array (H, W, 3). Raises InputError.
+
+    Any format, colour mode and depth that Pillow reads; of an animation, the first frame.
+    """
+    return read_image(path)[0]
 
 
 def try_to_load(path):
-    """load_image(path), or None; and why it can't be read, or None."""
+    """load_image(path), or None; and what is damaged, or None."""
     try:
-        return load_image(path), None
+        image, _, damage = read_image(path)
+        return image, damage
     except InputError as error:
         return None, str(error).removeprefix(f"{path}: ")

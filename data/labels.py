@@ -3,18 +3,20 @@
 import csv
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from config.config import NUM_FOLDS, OFFICIAL_AGE_BORDER
+from data.images import pick_photos, print_left_out
 from utils.cli import InputError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 SHOT = r"normal|incorrect_mask|mask[0-9]+"
 SHOT_LABELS = {"normal": 0, "mask": 1, "incorrect_mask": 2}  # mask1 .. mask5 count as mask
 GENDER_LABELS = {"female": 0, "male": 1}
+SHORT = {"f": "female", "m": "male"}
 NO_DATA = (
     "put the competition's data there, name its folder with --data-dir or MAG_DATA_DIR, or draw "
     "some: python -m ETC.sample --output input/data"
@@ -22,7 +24,8 @@ NO_DATA = (
 
 
 def read_table(path, columns, missing_hint):
-    """Read a CSV file as strings, so that ids keep their zeros; the index is the line number.
+    """Read a CSV file as strings, so that ids keep their zeros; the index is the line number. The
+    names of columns may differ in case and in spaces around them.
 
     Raises InputError when it is missing (the message ends in missing_hint), unreadable, empty or
     lacks one of columns.
@@ -30,10 +33,12 @@ def read_table(path, columns, missing_hint):
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            header = next(reader, [])
+            names = {name.lower(): name for name in columns}
+            header = [name.strip() for name in next(reader, [])]
+            header = [names.get(name.lower(), name) for name in header]
             lines, rows, line = [], [], reader.line_num + 1
             for row in reader:
-                if row:  # else a blank line
+                if any(map(str.strip, row)):  # else a blank line, or one that Excel left
                     lines.append(line)
                     rows.append(row)
                 line = reader.line_num + 1  # a quoted line break makes a row of several lines
@@ -43,16 +48,16 @@ def read_table(path, columns, missing_hint):
         raise InputError(f"{path}: not UTF-8 ({error}); in Excel, save as CSV UTF-8") from error
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: not a readable CSV file ({error})") from error
-    wrong = [
-        f"line {line}: {len(row)} values for {len(header)} columns"
-        for line, row in zip(lines, rows)
-        if len(row) != len(header)
-    ]
+    wrong = []
+    for line, row in zip(lines, rows):
+        if len(row) != len(header):
+            hint = " (a comma at its end)" if not row[-1].strip() else ""
+            wrong.append(f"line {line}: {len(row)} values for {len(header)} columns{hint}")
     raise_problems(path, wrong)
     if missing := [name for name in columns if header.count(name) != 1]:
         raise InputError(
             f"{path}: no column {', '.join(missing)} among {', '.join(header)}; separate columns "
-            "by commas, and write each name once, without spaces around it"
+            "by commas, and write each name once"
         )
     if not rows:
         raise InputError(f"{path}: no rows")
@@ -67,66 +72,103 @@ def raise_problems(path, problems):
 
 
 def problems_by_line(table, *checks):
-    """["line 3: problem", ...] for a read_table, from pairs (bool mask of its rows, problem)."""
-    found = [(line, problem) for mask, problem in checks for line in table.index[np.asarray(mask)]]
-    return [f"line {line}: {problem}" for line, problem in sorted(found)]
+    """["line 3: age 'x' is no number", ...] for a read_table, from triples: bool mask of its rows,
+    column and problem.
+    """
+    found = []
+    for mask, column, problem in checks:
+        found += [(*item, column, problem) for item in table[column][np.asarray(mask)].items()]
+    found.sort(key=lambda item: item[0])
+    return [f"line {line}: {column} {value!r} {problem}" for line, value, column, problem in found]
 
 
 def leaves_folder(name):
     """Whether a path is not below the folder it is relative to. Links in the folder are fine."""
-    path = Path(name)
+    path = Path(name.strip())
     return not path.parts or bool(path.anchor) or ".." in path.parts or "\0" in name
 
 
-def is_photo(path):
-    """Whether a file is a photo by its suffix, and not hidden."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+def same_name(name):
+    """A path in the form in which equal names are equal: archives of macOS write the letter é, or a
+    Korean syllable, as several characters (Unicode's form NFD), others as one (NFC).
+    """
+    return unicodedata.normalize("NFC", os.path.normpath(name.strip()))
+
+
+def find_names(folder, names):
+    """How the files or folders of these names, relative to folder, are written there: a list."""
+    found, listed = [], {}
+    for name in names:
+        place = Path()
+        for part in Path(name.strip()).parts:
+            if not os.path.lexists(folder / place / part):
+                if place not in listed:
+                    inner = os.listdir(folder / place) if os.path.isdir(folder / place) else []
+                    listed[place] = {same_name(own): own for own in inner}
+                part = listed[place].get(same_name(part), part)
+            place /= part
+        found.append(place.as_posix())
+    return found
 
 
 def read_people(data_dir):
     """Read train/train.csv: one row per person, columns id, path, gender, age (int, years), group.
 
-    group is the id without its suffix: 001498-1 and 001498-2 may be one person, whose photos
-    belong in one fold. Raises InputError naming every line that is wrong.
+    group is the id, in the competition's own form without its suffix: 001498-1 and 001498-2 may be
+    one person, whose photos belong in one fold. Raises InputError naming every line that is wrong.
     """
     path = Path(data_dir) / "train" / "train.csv"
     table = read_table(path, ["id", "gender", "age", "path"], NO_DATA)
     ages = pd.to_numeric(table["age"], errors="coerce")
+    genders = table["gender"].str.strip().str.lower().replace(SHORT)
+    ids, outside = table["id"].str.strip(), table["path"].map(leaves_folder)
     problems = problems_by_line(
         table,
-        (~table["gender"].isin(list(GENDER_LABELS)), "gender is not female or male"),
-        (~(ages.between(0, 120) & (ages % 1 == 0)), "age is not a whole number from 0 to 120"),
-        (table["path"].map(os.path.normpath).duplicated(), "duplicate path"),
-        (table["path"].map(leaves_folder), "path leaves images/"),
-        (table["id"] == "", "id is empty"),
+        (~genders.isin(list(GENDER_LABELS)), "gender", "is not female or male"),
+        (~(ages.between(0, 120) & (ages % 1 == 0)), "age", "is not a whole number from 0 to 120"),
+        (table["path"].map(same_name).duplicated(), "path", "is there twice"),
+        (outside, "path", "leaves images/"),
+        (ids == "", "id", "is empty"),
     )
     raise_problems(path, problems)
-    people = table[["id", "path", "gender"]].reset_index(drop=True)
-    people["age"] = ages.to_numpy(dtype=np.int64)
-    people["group"] = people["id"].str.split("-").str[0]
-    return people
+    return pd.DataFrame({
+        "id": ids,
+        "path": find_names(path.parent / "images", table["path"]),
+        "gender": genders,
+        "age": ages.astype(np.int64),
+        "group": ids.str.replace(r"^(\d{6})-\d$", r"\1", regex=True),
+    }).reset_index(drop=True)  # fmt: skip
 
 
 def list_train_images(data_dir):
     """All train photos, a DataFrame: file (relative to train/images, with "/"), shot and the
-    columns of read_people. Hidden files and files that are not photos are skipped.
+    columns of read_people. Hidden files are left out and, which is printed, those that Pillow
+    doesn't read.
 
     Raises InputError for a person without photos and for a photo that is not a shot.
     """
     people = read_people(data_dir)
     images = Path(data_dir) / "train" / "images"
-    rows, problems = [], []
+    rows, problems, left_out = [], [], []
     for person in people.to_dict("records"):
         folder = images / person["path"]
-        photos = sorted(filter(is_photo, folder.iterdir())) if os.path.isdir(folder) else []
+        files = sorted(folder.iterdir()) if os.path.isdir(folder) else []
+        photos, others = pick_photos(files)
+        left_out += others
         if not photos:
-            problems.append(f"{person['path']}: listed in train.csv, but has no photos here")
+            hint = "listed in train.csv, but has no photos here"
+            if os.path.isfile(folder):
+                hint = "is a file; path in train.csv is the folder of a person's photos"
+            elif person["path"].startswith("train/images/"):
+                hint = "leave out train/images/ in train.csv"
+            problems.append(f"{person['path']}: {hint}")
         for photo in photos:
             name = f"{person['path']}/{photo.name}"
             if not re.fullmatch(SHOT, photo.stem):
                 problems.append(f"{name}: not a shot (normal, incorrect_mask, mask1 ..)")
             rows.append({"file": name, "shot": photo.stem, **person})
     raise_problems(images, problems)
+    print_left_out(left_out)
     return pd.DataFrame(rows)
 
 
@@ -143,8 +185,8 @@ def fix_labels(images, path):
         re.fullmatch(values.get(field, "(?!)"), new) is None
         for field, new in zip(fixes["field"], fixes["new"])
     ]
-    problem = wrong, f"field has to be {', '.join(values)}, and new a value of it"
-    raise_problems(path, problems_by_line(fixes, problem))
+    hint = f"is no value of its field, which has to be {', '.join(values)}"
+    raise_problems(path, problems_by_line(fixes, (wrong, "new", hint)))
     fixed, applied = images.copy(), 0
     for fix in fixes.to_dict("records"):
         field = fix["field"]
@@ -159,24 +201,26 @@ def fix_labels(images, path):
 
 
 def read_info(data_dir):
-    """Read eval/info.csv as strings: one row per image, columns ImageID, ans and any others.
+    """Read eval/info.csv as strings: one row per image, columns ImageID and any others, and how
+    the images are called in eval/images, a list.
 
     Raises InputError when it is missing or empty, and naming every line whose ImageID is a
     duplicate, leaves eval/images or has no file there.
     """
     path = Path(data_dir) / "eval" / "info.csv"
     images = Path(data_dir) / "eval" / "images"
-    info = read_table(path, ["ImageID", "ans"], NO_DATA)
+    info = read_table(path, ["ImageID"], NO_DATA)
     outside = info["ImageID"].map(leaves_folder)
-    exists = np.array([os.path.isfile(images / name) for name in info["ImageID"]])
+    files = find_names(images, info["ImageID"].where(~outside, "."))
+    exists = np.array([os.path.isfile(images / file) for file in files])
     problems = problems_by_line(
         info,
-        (info["ImageID"].map(os.path.normpath).duplicated(), "duplicate ImageID"),
-        (outside, "ImageID leaves images/"),
-        (~outside & ~exists, "no such image in images/"),
+        (info["ImageID"].map(same_name).duplicated(), "ImageID", "is there twice"),
+        (outside, "ImageID", "leaves images/"),
+        (~outside & ~exists, "ImageID", "is no file in images/"),
     )
     raise_problems(path, problems)
-    return info.reset_index(drop=True)
+    return info.reset_index(drop=True), files
 
 
 def read_answers(path, info):
@@ -185,10 +229,11 @@ def read_answers(path, info):
     Raises InputError when an image has no answer from 0 to 17.
     """
     table = read_table(path, ["ImageID", "ans"], "it should hold the true classes")
-    duplicate = table["ImageID"].duplicated(), "duplicate ImageID"
+    names = table["ImageID"].map(same_name)
+    duplicate = names.duplicated(), "ImageID", "is there twice"
     raise_problems(path, problems_by_line(table, duplicate))
-    classes = pd.to_numeric(table.set_index("ImageID")["ans"], errors="coerce")
-    answers = info["ImageID"].map(classes)
+    classes = pd.to_numeric(table.set_index(names)["ans"], errors="coerce")
+    answers = info["ImageID"].map(same_name).map(classes)
     wrong = info["ImageID"][~answers.isin(range(18))]
     if len(wrong):
         raise InputError(f"{path}: {len(wrong)} images without a class from 0 to 17, first "

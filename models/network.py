@@ -1,15 +1,17 @@
 """Networks by name, with the pixel statistics their ImageNet weights were trained with."""
 
 import math
+from pathlib import Path
 
 import torch
 from efficientnet_lite_pytorch import EfficientNet as EfficientNetLite
 from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch.utils import url_map
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.age_head import AgeHead
-from utils.checkpoint import load_state, read_tensors
+from utils.checkpoint import DAMAGE, load_state, read_tensors
 from utils.cli import InputError
 
 NETWORKS = (*(f"efficientnet-b{i}" for i in range(8)), "efficientnet-lite0")
@@ -45,7 +47,7 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
     weights: file of a state dict, whose classifier layer may have other classes and is then left
     out; pretrained: else start from ImageNet weights, installed for lite0, downloaded for others;
     age_border: if not 0, the classifier layer is an AgeHead with this border.
-    Raises InputError for weights that don't fit and a download that fails.
+    Raises InputError for weights that don't fit, and a download that fails or is damaged.
     """
     if name not in NETWORKS:
         raise InputError(f"--model {name}: unknown; use one of {', '.join(NETWORKS)}")
@@ -64,12 +66,18 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
     if weights or not pretrained:
         network = (EfficientNetLite if lite else EfficientNet).from_name(name, **options)
     else:
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(url_map[name]).name)
         try:
             network = EfficientNet.from_pretrained(name, **options)
-        except (OSError, EOFError, RuntimeError) as error:
+        except (OSError, *DAMAGE) as error:
+            if file.exists():
+                raise InputError(
+                    f"{file}: damaged; delete it to have it downloaded anew"
+                ) from error
             raise InputError(
-                f"{name}: can't download its ImageNet weights ({error}); use --weights FILE, "
-                "--no-pretrained, or --model efficientnet-lite0, whose weights are installed"
+                f"{name}: can't download its ImageNet weights to {file} ({error}); use --weights "
+                "FILE, --no-pretrained or --model efficientnet-lite0, whose weights are installed; "
+                "the environment variable TORCH_HOME chooses another folder"
             ) from error
     if age_border:
         network._fc = AgeHead(network._fc.in_features, age_border)

@@ -1,5 +1,8 @@
+import os
 import subprocess
 import sys
+
+import pytest
 
 from config import config
 from conftest import ROOT
@@ -17,3 +20,27 @@ def test_folders_and_processes_come_from_the_environment():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.stdout == "a b 1\n", done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no user numbers")
+def test_a_user_without_a_name_and_a_home():
+    code = (
+        "import os, pwd; pwd.getpwuid = {}.__getitem__; import config, getpass, tempfile;"
+        "print(getpass.getuser() == str(os.getuid()),"
+        " os.path.expanduser('~') == tempfile.gettempdir())"
+    )
+    command = [sys.executable, "-c", code]
+    for variables, expected in (({}, "True True\n"), ({"USER": "a", "HOME": "/"}, "False False\n")):
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+        assert done.stdout == expected, done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_closed_streams_do_not_end_in_files(tmp_path):
+    code = (
+        "import config, os, sys; file = open(sys.argv[1], 'w'); print('lost');"
+        "print('lost', file=sys.stderr); os.write(1, b'lost'); file.write('kept')"
+    )
+    command = ["sh", "-c", '"$0" -c "$1" "$2" >&- 2>&- <&-', sys.executable, code, tmp_path / "x"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert (tmp_path / "x").read_text() == "kept"

@@ -1,5 +1,6 @@
 """data/crop.py: where photos are cropped, and that it goes on wherever it was stopped."""
 
+import importlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from filelock import FileLock
 from PIL import Image
 
 import data.crop
-from conftest import assert_refused, run, run_ok, spawn
+from conftest import SMALL, assert_refused, run, run_ok, spawn
 from data.crop import BOX, crop_box, crop_photos
 from data.detect import build_detector, find_largest_faces
 from data.images import load_image
@@ -251,6 +252,37 @@ def test_a_second_command_waits_and_takes_the_crops_of_the_first(photos_dir, tmp
     out = crop_train(photos_dir)
     assert "waiting for another command" in out
     assert "cropped to" not in out
+
+
+@pytest.mark.parametrize("script", ["train.py", "test.py"])
+def test_crops_that_are_replaced_meanwhile_are_noticed(photos_dir, sample_dir, runs_dir, script,
+                                                       tmp_path, monkeypatch):  # fmt: skip
+    data_dir = shutil.copytree(sample_dir, tmp_path / "copy")
+    command = {
+        "train.py": ["--target", "age", *SMALL, "--no-cache", "--output-dir", tmp_path / "runs"],
+        "test.py": ["--runs", runs_dir, "--output", tmp_path / "x.csv"],
+    }[script]
+    module = importlib.import_module(script[:-3])
+    name = {"train.py": "evaluate", "test.py": "predict"}[script]
+
+    work = getattr(module, name)
+
+    def replaced(*arguments):
+        run_ok("-m", "data.crop", "--data-dir", data_dir, "--margin-x", 0, run=spawn)
+        return work(*arguments)
+
+    monkeypatch.setattr(module, name, replaced)
+    done = run(script, *command, "--data-dir", data_dir, "--num-workers", 0)
+    assert_refused(done, "cropped anew meanwhile")
+    assert not [*tmp_path.glob("x.csv"), *tmp_path.glob("runs/*/best.pth")]
+
+
+def test_photos_without_an_end_are_read_and_named_once(photos_dir):
+    photo = next(photos_dir.glob("train/images/*/mask1.jpg"))
+    photo.write_bytes(photo.read_bytes()[:-2])
+    line = f"train/images/{photo.parent.name}/mask1.jpg: lacks its end, but no pixel\n"
+    assert line in crop_train(photos_dir)
+    assert line not in crop_train(photos_dir)
 
 
 def test_what_cannot_be_read_or_written_is_one_line(photos_dir, tmp_path):

@@ -4,12 +4,14 @@ import os
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
-from utils.cli import InputError
+from utils.cli import AT_END, InputError
 from utils.files import (
     ABANDONED,
     atomic_write,
     check_output,
+    locked,
     remove_leftovers,
     write_csv,
     write_json,
@@ -42,6 +44,28 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, there):
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"whole"] * there
 
 
+def test_names_of_any_length_and_bytes(tmp_path):
+    write_csv(tmp_path / f"{'이' * 80}.csv", pd.DataFrame({"a": ["\udcff"]}))  # 244 bytes
+    write_json(tmp_path / "t.json", {"folder": "이\udcff"})
+    assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8")) == {"folder": "이\udcff"}
+    assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has locks everywhere")
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_and_sync(tmp_path, monkeypatch, capsys, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path / "x.lock", "held"):
+        assert "can't be locked" in capsys.readouterr().out
+    if code != errno.ENOLCK:
+        monkeypatch.setattr("os.fsync", refuse)
+    write_json(tmp_path / "t.json", 1)
+    assert (tmp_path / "t.json").read_text() == "1\n"
+
+
 def test_only_abandoned_temporary_files_are_removed(tmp_path):
     names = (".best.pth.1.tmp", ".best.pth.2.tmp", ".hidden", "best.pth")
     for name in names:
@@ -61,10 +85,13 @@ def test_an_output_that_cannot_or_must_not_be_written_is_refused(tmp_path):
 
     def check(name):
         inputs = [tmp_path / "used/a.csv"]
-        return check_output(tmp_path / name, [".csv"], inputs, beside=["table.csv"])
+        with AT_END:
+            return check_output(tmp_path / name, [".csv"], inputs, beside=["table.csv"])
 
     assert check("new/a.csv") == [tmp_path / "new/table.csv"]
     assert not any((tmp_path / "new").iterdir())
+    with FileLock(tmp_path / "new/.table.csv.lock"), pytest.raises(InputError, match="another"):
+        check("new/a.csv")
     for name, message in (
         ("a.txt", r"ends in \.csv"),
         ("table.csv", r"ends in \.csv"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from conftest import FACES, damage
-from data.images import load_image, try_to_load
+from data.images import load_image, pick_photos, print_left_out, try_to_load
 from utils.cli import InputError
 
 
@@ -71,6 +71,64 @@ def png_of(width, height):
 
 
 PHOTO = FACES[0].read_bytes()
+
+
+def saved(kind, **options):
+    buffer = io.BytesIO()
+    Image.open(FACES[0]).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind, content, checksum=None):
+    checksum = zlib.crc32(kind + content) if checksum is None else checksum
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+TURN = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"  # EXIF: by 180 degrees
+ODD_CHUNKS = {
+    "ICC profile of 3 MB": chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(3 << 20))),
+    "text of 3 MB": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3 << 20))),
+    "wrong checksum": chunk(b"pHYs", bytes(9), checksum=1),
+    "EXIF that is none": chunk(b"eXIf", b"junk"),
+    "EXIF profile that is none": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 20\nzzzz"),
+    "EXIF behind a wrong checksum": chunk(b"tEXt", b"a\0b", checksum=1) + chunk(b"eXIf", TURN),
+}
+
+
+@pytest.mark.parametrize("case", ODD_CHUNKS)
+def test_pngs_with_odd_metadata_are_read(tmp_path, case):
+    png = saved("PNG")
+    (tmp_path / "odd.png").write_bytes(png[:33] + ODD_CHUNKS[case] + png[33:])
+    turn = 2 if "behind" in case else 0
+    expected = np.rot90(np.array(Image.open(io.BytesIO(png))), turn)
+    assert np.array_equal(load_image(tmp_path / "odd.png"), expected)
+
+
+def test_odd_metadata_of_other_formats(tmp_path, monkeypatch):
+    def fail(self):  # as Pillow 11.2.1 does for XMP in Latin-1
+        raise UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid")
+
+    (tmp_path / "odd.webp").write_bytes(saved("WEBP", exif=b"junk" * 4))
+    load_image(tmp_path / "odd.webp")
+    (tmp_path / "odd.jpg").write_bytes(PHOTO)
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    assert load_image(tmp_path / "odd.jpg").shape == (512, 384, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_a_jpeg_is_read_if_only_its_end_marker_is_missing(tmp_path, options):
+    path, whole = tmp_path / "cut.jpg", saved("JPEG", quality=90, **options)
+    expected = np.array(Image.open(io.BytesIO(whole)))
+    for cut in (1, 2):
+        path.write_bytes(whole[:-cut])
+        image, damage = try_to_load(path)
+        assert np.array_equal(image, expected)
+        assert damage == "lacks its end, but no pixel"
+    for cut in (30, 300, 3000):
+        path.write_bytes(whole[:-cut])
+        assert try_to_load(path) == (None, "not a readable image (its lower rows are missing)")
+
+
 BAD_PHOTOS = {
     "truncated": PHOTO[: len(PHOTO) // 2],
     "empty": b"",
@@ -105,3 +163,19 @@ def test_damage_of_any_kind_is_never_a_traceback(tmp_path):
             assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
             assert image.size > 0
     assert 0.2 < refused / len(originals) < 0.9
+
+
+def test_phones_with_200_megapixels_are_not_taken_for_bombs(tmp_path):
+    (tmp_path / "large.png").write_bytes(png_of(16_320, 12_240))
+    assert "smaller" not in try_to_load(tmp_path / "large.png")[1]
+
+
+def test_what_is_no_photo_is_counted_by_suffix(tmp_path, capsys):
+    names = ("a.JPG", "b.webp", "c.HEIC", "d.dng", "e.dng", "f", ".hidden", "g.jpg/x")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    photos, others = pick_photos(sorted(tmp_path.iterdir()))
+    assert [photo.name for photo in photos] == ["a.JPG", "b.webp", "c.HEIC"]
+    print_left_out(others)
+    assert "read them: 2 .dng, 1 without a suffix, 1 folder" in capsys.readouterr().out

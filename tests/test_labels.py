@@ -1,5 +1,7 @@
 """data/labels.py: what the two tables mean, and that each mistake in them is named."""
 
+import unicodedata
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -120,6 +122,10 @@ def test_people_are_read(folder):
     people = read_people(folder)
     assert people["id"].tolist() == ["000001", "000002", "000003", "000004"]
     assert people["age"].tolist() == [29, 30, 59, 60]
+    # As people write it.
+    text = PEOPLE.replace("female", "Female ").replace(",male", ", M").replace("id,", "ID ,")
+    (folder / "train/train.csv").write_text(text + ",,,,\n ,,,,\n")
+    assert read_people(folder).equals(people)
     # As Excel writes it, with a column more, a blank line and a quoted comma.
     text = PEOPLE.replace("race", "note").replace("Asian", '"a, b"').replace("\n", "\r\n\r\n")
     (folder / "train/train.csv").write_text(text, encoding="utf-8-sig", newline="")
@@ -135,10 +141,16 @@ TRAIN_TABLES = {
                      ["line 2: age", "line 5: gender"]),
     "blank lines": (PEOPLE.replace("\n", "\n\n").replace("59", "x"), ["line 7: age"]),
     "line breaks": (PEOPLE.replace("Asian", '"a\nb"').replace("59", "x"), ["line 6: age"]),
-    "path twice": (PEOPLE.replace("60,d", "60,./a"), ["line 5: duplicate path"]),
-    "path above": (PEOPLE.replace("29,a", "29,../images/a"), ["line 2: path leaves images/"]),
-    "empty id": (PEOPLE.replace("000001", ""), ["line 2: id is empty"]),
+    "path twice": (PEOPLE.replace("60,d", "60,./a"), ["line 5: path './a' is there twice"]),
+    "path above": (PEOPLE.replace("29,a", "29,../images/a"),
+                   ["line 2: path '../images/a' leaves images/"]),
+    "empty id": (PEOPLE.replace("000001", ""), ["line 2: id '' is empty"]),
+    "path above, hidden": (PEOPLE.replace("29,a", "29, ../images/a"), ["leaves images/"]),
     "no folder": (PEOPLE.replace("29,a", "29,nobody"), ["nobody: ", "no photos"]),
+    "a photo": (PEOPLE.replace("29,a", "29,a/normal.jpg"), ["a/normal.jpg: is a file"]),
+    "too long": (PEOPLE.replace("29,a", "29,train/images/a"), ["leave out train/images/"]),
+    "value shown": (PEOPLE.replace("female", "femal "), ["line 2: gender 'femal ' is not female"]),
+    "comma behind": (PEOPLE.replace("30,b", "30,b,"), ["line 3: 6 values", "a comma at its end"]),
 }  # fmt: skip
 
 
@@ -167,7 +179,7 @@ def test_bad_tables_stop_the_commands_before_anything_is_written(folder):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_photos_are_listed_without_hidden_and_foreign_files(folder):
+def test_photos_are_listed_without_hidden_and_foreign_files(folder, capsys):
     text = PEOPLE.replace("000001", "000001-2").replace("000002", "000001-1")
     (folder / "train/train.csv").write_text(text)
     person = folder / "train/images/a"
@@ -181,6 +193,32 @@ def test_photos_are_listed_without_hidden_and_foreign_files(folder):
     assert images["shot"].tolist()[:4] == ["incorrect_mask", "mask1", "mask2", "normal"]
     assert len(images) == 7
     assert images["group"].tolist() == ["000001"] * 5 + ["000003", "000004"]
+    assert "left out, as Pillow doesn't read them: 1 .db" in capsys.readouterr().out
+
+
+def test_only_the_competitions_ids_make_one_person_of_two(folder):
+    ids = ("site-0001", "site-0002", "2021-0001", "2021-0002")
+    text = PEOPLE
+    for number, name in enumerate(ids, start=1):
+        text = text.replace(f"00000{number}", name)
+    (folder / "train/train.csv").write_text(text)
+    assert read_people(folder)["group"].tolist() == [*ids]
+
+
+def test_names_in_another_unicode_form_are_the_same(folder):
+    one, other = (unicodedata.normalize(form, "José 여름") for form in ("NFC", "NFD"))
+    (folder / "train/images/a").rename(folder / "train/images" / other)
+    (folder / "train/train.csv").write_text(PEOPLE.replace("29,a", f"29,{one}"), encoding="utf-8")
+    assert list_train_images(folder)["file"][0] == f"{other}/normal.jpg"
+    (folder / "eval/images/a.jpg").rename(folder / "eval/images" / f"{other}.jpg")
+    for name, text in (("info.csv", INFO), ("answers.csv", ANSWERS)):
+        (folder / "eval" / name).write_text(text.replace("a.jpg", f"{one}.jpg"), encoding="utf-8")
+    info, files = read_info(folder)
+    assert (info["ImageID"][0], files[0]) == (f"{one}.jpg", f"{other}.jpg")
+    assert read_answers(folder / "eval/answers.csv", info).tolist() == [17, 0, 3]
+    twice = PEOPLE.replace("29,a", f"29,{one}").replace("30,b", f"30,{other}")
+    (folder / "train/train.csv").write_text(twice, encoding="utf-8")
+    assert_named(read_people, folder, words=["line 3: path", "is there twice"])
 
 
 def test_mistakes_in_the_folders_of_people(folder):
@@ -195,7 +233,8 @@ def test_mistakes_in_the_folders_of_people(folder):
 
 def test_info_keeps_other_columns_and_answers_follow_its_order(folder):
     (folder / "eval/info.csv").write_text("note,ImageID,ans\n01,c.jpg,0\n02,a.jpg,0\n")
-    info = read_info(folder)
+    info, files = read_info(folder)
+    assert files == ["c.jpg", "a.jpg"]
     assert info.to_dict("list") == {
         "note": ["01", "02"], "ImageID": ["c.jpg", "a.jpg"], "ans": ["0", "0"],
     }  # fmt: skip
@@ -205,15 +244,15 @@ def test_info_keeps_other_columns_and_answers_follow_its_order(folder):
 EVAL_TABLES = {
     "info.csv": [
         (INFO.replace("ImageID", "image"), "no column ImageID"),
-        (INFO + "./a.jpg,0\n", "line 5: duplicate ImageID"),
-        (INFO.replace("b.jpg", "gone.jpg"), "line 3: no such image"),
-        (INFO.replace("b.jpg", "../info.csv"), "line 3: ImageID leaves"),
+        (INFO + "./a.jpg,0\n", "line 5: ImageID './a.jpg' is there twice"),
+        (INFO.replace("b.jpg", "gone.jpg"), "line 3: ImageID 'gone.jpg' is no file"),
+        (INFO.replace("b.jpg", "../info.csv"), "line 3: ImageID '../info.csv' leaves"),
     ],
     "answers.csv": [
         (ANSWERS.replace("b.jpg", "d.jpg"), "1 images without a class from 0 to 17, first b.jpg"),
         (ANSWERS.replace("17", "18"), "without a class from 0 to 17, first a.jpg"),
         (ANSWERS.replace("17", "young"), "without a class from 0 to 17"),
-        (ANSWERS + "a.jpg,17\n", "line 5: duplicate ImageID"),
+        (ANSWERS + "a.jpg,17\n", "line 5: ImageID 'a.jpg' is there twice"),
         (INFO, "every ans is 0"),
     ],
 }
@@ -221,7 +260,7 @@ EVAL_TABLES = {
 
 @pytest.mark.parametrize("name", EVAL_TABLES)
 def test_mistakes_in_info_and_answers(folder, name):
-    info = read_info(folder)
+    info, _ = read_info(folder)
     path = folder / "eval" / name
     for text, words in EVAL_TABLES[name]:
         path.write_text(text)
@@ -258,7 +297,7 @@ def test_label_fixes(sample_dir, tmp_path, capsys):
 def test_mistakes_in_label_fixes(tmp_path):
     path = tmp_path / "fixes.csv"
     path.write_text("id,field,old,new\n1,race,a,b\n1,age,3,4\n1,gender,male,man\n1,age,3,200\n")
-    words = ["fixes.csv: line 2: field", "line 4: field", "line 5: field"]
+    words = ["fixes.csv: line 2: new 'b'", "line 4: new 'man'", "line 5: new '200'"]
     assert_named(fix_labels, pd.DataFrame(), path, words=words)
     words = ["none.csv: no such file", "data/label_fixes.csv"]
     assert_named(fix_labels, pd.DataFrame(), tmp_path / "none.csv", words=words)

@@ -112,6 +112,20 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     assert_named("not weights of efficientnet-b0")
 
 
+@pytest.mark.parametrize("content", ["<html>not found</html>", "", "half", "other"])
+def test_a_damaged_download_is_named(tmp_path, monkeypatch, content):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints/efficientnet-b0-355c32eb.pth"
+    file.parent.mkdir()
+    file.write_text(content)
+    if content in ("half", "other"):
+        torch.save(build_network("efficientnet-b1", 1000, 64).state_dict(), file)
+    if content == "half":
+        file.write_bytes(file.read_bytes()[:9999])
+    with pytest.raises(InputError, match=r"b0-355c32eb\.pth: damaged; delete it"):
+        build_network("efficientnet-b0", 3, 64, pretrained=True)
+
+
 def test_average_logits_is_the_mean_of_probabilities():
     views = [torch.randn(3, 4), torch.randn(3, 4)]
     assert average_logits(views[:1]) is views[0]

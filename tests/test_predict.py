@@ -92,21 +92,33 @@ def test_all_faces_adds_rows(classify, photo, tmp_path):
 
 
 def test_bad_photos_are_named_or_left_out(classify, photo, runs_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("ETC.predict.READS_HEIC", False)
+    monkeypatch.setattr("data.images.READS_HEIC", False)
     folder = tmp_path / "photos"
     folder.mkdir()
     shutil.copy(photo, folder / "good.jpg")
     (folder / "broken.jpg").write_bytes(photo.read_bytes()[:99])
     (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     command = ["-m", "ETC.predict", "--output", tmp_path / "x.csv", "--runs", runs_dir]
-    refused = run(*command, "--num-workers", 0, folder)
-    assert_refused(refused, "2 bad photos", "broken.jpg", "IMG_1.HEIC", "JPEG", "pillow-heif")
-    assert not (tmp_path / "x.csv").exists()
-    table, printed = classify(folder, "--skip-bad")
-    assert len(table) == 1
-    assert printed.count("left out: ") == 2
+    done = run(*command, "--num-workers", 0, folder)
+    assert done.returncode == 1
+    assert all(word in done.stderr for word in ("broken.jpg: not a ", "IMG_1.HEIC", "pillow-heif"))
+    assert done.stderr.endswith("\n2 of 3 photos can't be read\n")
+    assert len(pd.read_csv(tmp_path / "x.csv")) == 1
+    assert len(classify(folder, "--skip-bad")[0]) == 1
     refused = run(*command, "--skip-bad", "--num-workers", 0, folder / "broken.jpg")
     assert_refused(refused, "broken.jpg", "no readable photos")
+
+
+def test_linked_folders_are_followed_once(classify, photo, tmp_path):
+    for name in ("photos/own", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        shutil.copy(photo, tmp_path / name)
+    (tmp_path / "photos/link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "photos/link/loop").symlink_to(tmp_path / "photos", target_is_directory=True)
+    (tmp_path / "photos/notes.txt").touch()
+    table, printed = classify(tmp_path / "photos")
+    assert len(table) == 2
+    assert "left out, as Pillow doesn't read them: 1 .txt" in printed
 
 
 def test_what_is_read_is_not_overwritten(photo, runs_dir, tmp_path):

@@ -3,15 +3,18 @@
 import os
 import shutil
 import signal
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import SMALL, assert_refused, run, run_ok, spawn
 from utils import runs
 from utils.checkpoint import load_checkpoint
+from utils.cli import InputError
 
 BEST = ["--recipe", "best", "--epochs", 2]
 
@@ -157,6 +160,40 @@ def test_a_run_is_replaced_only_if_asked_and_only_by_another_one(command, tmp_pa
     assert after.keys() == before.keys() - {"best.0123.v1.onnx"}
     assert after["best.pth"] != before["best.pth"]
     assert not (folder / "tensorboard").exists()
+
+
+def write_and_fail(write, *arguments):
+    write(*arguments)
+    raise InputError("can't be written")
+
+
+def test_a_run_survives_until_the_new_one_has_an_epoch(command, tmp_path, monkeypatch):
+    command += ["--epochs", 1]
+    run_ok(*command)
+    before = contents(tmp_path / "age_fold0")
+    for name in ("write_json", "write_csv", "save_checkpoint", "log_scalars"):
+        monkeypatch.setattr(runs, name, partial(write_and_fail, getattr(runs, name)))
+        assert_refused(run(*command, "--overwrite", "--tensorboard"), "can't be written")
+        assert contents(tmp_path / "age_fold0") == before
+        monkeypatch.undo()
+
+
+def test_a_folder_is_for_one_run_at_a_time(command, tmp_path):
+    (tmp_path / "age_fold0").mkdir()
+    with FileLock(tmp_path / "age_fold0/.lock"):
+        assert_refused(run(*command, "--epochs", 1), "age_fold0: another command writes to it")
+
+
+def test_options_of_other_versions_of_pytorch(command, tmp_path, uninterrupted):
+    run_ok(*command, "--epochs", 1)
+    path = tmp_path / "age_fold0/last.pth"
+    last = torch.load(path, weights_only=True)
+    [options] = last["optimizer"]["param_groups"]
+    del options["maximize"]
+    options["new"] = 1
+    torch.save(last, path)
+    run_ok(*command, "--epochs", 2, "--resume")
+    assert_same_run(tmp_path / "age_fold0", uninterrupted)
 
 
 def test_what_a_run_killed_in_its_first_epoch_leaves_is_not_replaced(command, tmp_path):

@@ -1,0 +1,1 @@
+import config  # noqa: F401 - before PyTorch

@@ -1,6 +1,7 @@
 """What the command lines of all scripts share: arguments, one-line errors, exit status."""
 
 import argparse
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -12,6 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from config import config
+
+AT_END = contextlib.ExitStack()  # what run() closes when a command ends
 
 
 class InputError(Exception):
@@ -44,7 +47,8 @@ def run(main, on_interrupt="nothing was written"):
     if hasattr(sys.stdout, "reconfigure"):  # a file name may hold letters the terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        main()
+        with AT_END:
+            main()
         sys.stdout.flush()
     except InputError as error:
         fail(error)

@@ -1,14 +1,24 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import errno
 import glob
 import json
 import os
+import secrets
 import tempfile
 import time
 from pathlib import Path
 
-from utils.cli import InputError
+from filelock import FileLock, Timeout
+
+from utils.cli import AT_END, InputError
+from utils.device import is_first
+
+try:
+    import fcntl
+except ImportError:  # Windows, where every file system has locks
+    fcntl = None
 
 ABANDONED = 3600  # seconds; an older temporary file belongs to a process that was killed
 
@@ -21,13 +31,15 @@ def atomic_write(path, mode="wb"):
     be written, for example because the disk is full; the old file stays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    # Random, as processes in two containers may have the same number; names are at most 255 bytes.
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+    # Bytes in a file name that are no text are escaped, as in JSON.
+    text = {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
     try:
-        with open(temporary, mode, **text) as file:
+        with open(temporary, mode, **({} if "b" in mode else text)) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(
@@ -35,7 +47,67 @@ def atomic_write(path, mode="wb"):
             "programs, or choose another folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # or it would hide the first error
+            temporary.unlink(missing_ok=True)
+
+
+def sync(file):
+    """Wait until a file is on disk, where the file system can tell."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
+def has_locks(folder):
+    """Whether files in folder can be locked; not on some network file systems."""
+    if fcntl:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # nobody else can hold the lock of a file without a name
+                return False
+    return True
+
+
+@contextlib.contextmanager
+def locked(path, held, wait=False):
+    """Hold the lock file path, once no other process does.
+
+    held: what to say when one does: printed, if wait, else the message of an InputError. Where
+    files can't be locked, it says so and goes on without.
+    """
+    if not has_locks(path.parent):
+        print(f"{path.parent}: files can't be locked here; start no second command that writes to "
+              "it", flush=True)  # fmt: skip
+        yield
+        return
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        if not wait:
+            raise InputError(held) from error
+        print(held, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        if not wait:  # nobody waits for this very file
+            with contextlib.suppress(OSError):  # Windows
+                path.unlink()
+        lock.release()
+
+
+def hold(path, way_out):
+    """Hold the lock of a file or folder until the command ends: nobody else may write to it.
+    Raises InputError, with way_out, when another command does.
+    """
+    if is_first():  # on behalf of the other processes
+        path = Path(path)
+        lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name[:40]}.lock")
+        AT_END.enter_context(locked(lock, f"{path}: another command writes to it; {way_out}"))
 
 
 def remove_leftovers(folder, pattern=".*"):
@@ -58,8 +130,8 @@ def make_folder(path, way_out):
 
 def check_output(output, suffixes, inputs, beside=()):
     """Check that --output, with one of suffixes, and files of the names beside can be written,
-    replacing none of inputs, outside of a run's folder; else raises InputError. Returns the paths
-    of those beside it.
+    replacing none of inputs, outside of a run's folder; else raises InputError. Holds them, and
+    returns the paths of those beside it.
     """
     output = Path(output)
     if output.suffix.lower() not in suffixes or output.name in beside:
@@ -73,7 +145,8 @@ def check_output(output, suffixes, inputs, beside=()):
             raise InputError(f"--output {output}: {path} is not a file; choose another folder")
         if path.exists() and any(path.samefile(read) for read in inputs):
             raise InputError(f"--output {output}: would overwrite {path}, which is read here")
-        remove_leftovers(path.parent, f".{glob.escape(path.name)}")
+        hold(path, "wait for it, or choose another --output")
+        remove_leftovers(path.parent, f".{glob.escape(path.name[:40])}")
     return paths[1:]
 
 

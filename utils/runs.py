@@ -7,7 +7,7 @@ import pandas as pd
 
 from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
 from utils.cli import InputError
-from utils.files import make_folder, remove_leftovers, write_csv, write_json
+from utils.files import hold, make_folder, remove_leftovers, write_csv, write_json
 
 RUN_FILES = ("best.pth", "last.pth", "log.csv", "val_predictions.csv", "curves.png",
              "confusion.png", "report.html")  # fmt: skip
@@ -18,21 +18,27 @@ FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "no_cache", "crop_batch_
 
 
 def prepare_folder(args):
-    """Make the run's folder and return it. Raises InputError when it already holds a run."""
+    """Make the run's folder, hold it and return it. Raises InputError when it already holds a run
+    or another training does.
+    """
     folder = Path(args.output_dir) / f"{args.target}_fold{args.fold}"
+    make_folder(folder, "choose another --output-dir")
+    hold(folder, "wait for it, or choose another --output-dir")
     if not (args.overwrite or args.resume) and any((folder / name).exists() for name in RUN_FILES):
         raise InputError(f"{folder}: holds a run; use --resume, --overwrite or --output-dir")
-    make_folder(folder, "choose another --output-dir")
     remove_leftovers(folder)
     return folder
 
 
-def clear_folder(folder):
-    """Remove the run that --overwrite replaces."""
+def replace_run(folder, new):
+    """Remove the run in folder and put there what is in the folder new."""
     for path in (*(folder / name for name in RUN_FILES), *folder.glob("best.*.onnx")):
         path.unlink(missing_ok=True)
     if (folder / "tensorboard").exists():
         shutil.rmtree(folder / "tensorboard")
+    for path in new.iterdir():
+        path.replace(folder / path.name)
+    new.rmdir()
 
 
 def fixed_arguments(args, precision):
@@ -77,7 +83,10 @@ def restore(last, network, optimizer, scaler, digest):
         )
     load_state(network, last)
     try:
-        optimizer.load_state_dict(last["optimizer"])
+        state, [options] = last["optimizer"], optimizer.state_dict()["param_groups"]
+        # Other versions of PyTorch know other options.
+        known = {name: state["param_groups"][0].get(name, options[name]) for name in options}
+        optimizer.load_state_dict({**state, "param_groups": [known]})
         scaler.load_state_dict(last["scaler"])
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(
@@ -110,8 +119,10 @@ def save_epoch(folder, args, log, checkpoint, predictions, state):
     log: a log_row per epoch; checkpoint: for best.pth; predictions: the table of the val photos;
     state: what --resume needs besides the checkpoint.
     """
-    if len(log) == 1:  # not before: until here --overwrite can fail and lose nothing
-        clear_folder(folder)
+    if len(log) == 1:  # beside the run that --overwrite replaces, which any failure leaves as it is
+        run, folder = folder, folder / ".first_epoch"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        make_folder(folder, "choose another --output-dir")
     write_json(folder / "config.json", vars(args))
     write_csv(folder / "log.csv", pd.DataFrame(log))
     checkpoint = {**checkpoint, "epoch": len(log), "val_f1": log[-1]["macro_f1"]}
@@ -121,6 +132,8 @@ def save_epoch(folder, args, log, checkpoint, predictions, state):
     save_checkpoint(folder / "last.pth", {**checkpoint, "log": log, **state})
     if args.tensorboard:
         log_scalars(folder, log)
+    if len(log) == 1:
+        replace_run(run, folder)
 
 
 def print_epoch(row, speed, seconds, header):

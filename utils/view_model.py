@@ -3,10 +3,15 @@
 A table of its layers and a picture of its graph, by the packages in requirements-look.txt.
 """
 
+import sys
+from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+
 import re
 import shutil
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
