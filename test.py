@@ -3,9 +3,8 @@
 python test.py
 """
 
-from config import config  # before PyTorch
+from config import config  # isort: skip - before PyTorch
 
-# isort: split
 from pathlib import Path
 
 import numpy as np

@@ -3,9 +3,8 @@
 python train.py --target age --lr 1e-4 --epochs 4
 """
 
-from config import config  # before PyTorch
+from config import config  # isort: skip - before PyTorch
 
-# isort: split
 import math
 import time
 from importlib.util import find_spec
@@ -16,13 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from data.augment import AUGMENTATIONS
-from data.crop import (
-    add_crop_arguments,
-    check_unchanged,
-    crop_folder,
-    crop_settings,
-    crop_split,
-)
+from data.crop import add_crop_arguments, check_unchanged, crop_folder, crop_settings, crop_split
 from data.dataset import load_fold, val_predictions
 from data.labels import assign_folds, fix_labels, list_train_images
 from loss import LOSSES, build_loss

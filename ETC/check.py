@@ -76,10 +76,9 @@ def inspect(path):
     """What a photo is, such as "384 x 512, JPEG RGB"; the SHA-256 of the file; and None. If it
     can't be read: None, None and why.
     """
-    try:
-        image, kind, damage = read_image(path)
-    except InputError as error:
-        return None, None, str(error).removeprefix(f"{path}: ")
+    image, kind, damage = read_image(path)
+    if image is None:
+        return None, None, damage
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     kind += f", {damage}" if damage else ""
     return f"{image.shape[1]} x {image.shape[0]}, {kind}", digest, None

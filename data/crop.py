@@ -13,13 +13,11 @@ from pathlib import Path
 if __spec__ is None:  # started as a file, not by python -m
     sys.path[0] = str(Path(__file__).parents[1])
 
-import contextlib
 import io
 import json
 import os
 import random
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 
 import numpy as np
@@ -31,19 +29,12 @@ from tqdm import tqdm
 
 from config import config
 from data.detect import build_detector, find_all_faces, find_largest_faces
-from data.images import try_to_load
+from data.images import read_image
 from data.labels import list_train_images, raise_problems, read_info
 from utils import cli
 from utils.cli import InputError
 from utils.device import gather, is_first, join_processes, progress_off, rank, world_size
-from utils.files import (
-    atomic_write,
-    locked,
-    make_folder,
-    remove_leftovers,
-    write_csv,
-    write_json,
-)
+from utils.files import atomic_write, locked, make_folder, remove_leftovers, write_csv, write_json
 
 PHOTO_SIZE = 384, 512  # width and height of the competition's photos
 JPEG_QUALITY = 95
@@ -92,7 +83,7 @@ def crop_settings(args, files, device):
     if "face_width" not in stored or stored != {**stored, **settings}:
         detector, widths = detector_of_process(device), []
         for file in random.Random(0).sample(files, min(len(files), MEASURED)):
-            image, _ = try_to_load(Path(args.data_dir) / "train" / "images" / file)
+            image, _, _ = read_image(Path(args.data_dir) / "train" / "images" / file)
             if image is not None:
                 [faces] = find_largest_faces(detector, image[None], settings["min_face_size"])
                 scale = min(PHOTO_SIZE) / min(image.shape[:2])
@@ -113,36 +104,31 @@ def crop_photos(photos, settings, device, args, every=False):
     size = args.crop_batch_size or config.CROP_BATCH_SIZE[device.type]
     batches = [photos[start : start + size] for start in range(0, len(photos), size)]
     batches = batches[rank() :: world_size()]
-    options = {"settings": settings, "device": device, "batch_size": size, "every": every}
-    with contextlib.ExitStack() as stack:
-        if device.type == "cuda":  # workers read, this process detects
-            loader = DataLoader(
-                [photo for batch in batches for photo in batch],
-                batch_size=None,
-                collate_fn=read_photo,
-                num_workers=min(args.num_workers, len(batches)),
-                worker_init_fn=cli.start_worker,
-                generator=torch.Generator(),  # else it would change what training draws
-            )
-            results = crop_images(loader, **options)
-        else:  # each worker does it all
-            detector_of_process(device)  # once for all workers, if they are forked
-            workers = max(1, min(args.num_workers, len(batches)))
-            pool = ProcessPoolExecutor(workers, initializer=cli.start_worker)
-            stack.callback(pool.shutdown, cancel_futures=True)
-            results = pool.map(partial(crop_batch, **options), batches)
-        for rows in tqdm(results, "crop", len(batches), unit="batch", disable=progress_off()):
-            yield from rows
+    crop = partial(crop_images, settings=settings, device=device, batch_size=size, every=every)
+    on_gpu = device.type == "cuda"  # where this process detects; on a CPU, the workers do it all
+    detector_of_process(device)  # once for all workers, if they are forked
+    loader = DataLoader(
+        [photo for batch in batches for photo in batch] if on_gpu else batches,
+        batch_size=None,
+        collate_fn=read_photo if on_gpu else partial(crop_batch, crop=crop),
+        num_workers=min(args.num_workers, len(batches)),
+        worker_init_fn=cli.start_worker,
+        generator=torch.Generator(),  # else it would change what training draws
+    )
+    results = crop(loader) if on_gpu else loader
+    for rows in tqdm(results, "crop", len(batches), unit="batch", disable=progress_off()):
+        yield from rows
 
 
 def read_photo(pair):
     """(photo, crop, image or None, what is damaged or None) for (photo, crop)."""
-    return (*pair, *try_to_load(pair[0]))
+    image, _, damage = read_image(pair[0])
+    return *pair, image, damage
 
 
-def crop_batch(pairs, **options):
-    """The rows of crop_images for [(photo, crop)], for a worker process."""
-    return [row for rows in crop_images(map(read_photo, pairs), **options) for row in rows]
+def crop_batch(pairs, crop):
+    """The rows of crop, crop_images with its options, for [(photo, crop)]: a worker's job."""
+    return [row for rows in crop(map(read_photo, pairs)) for row in rows]
 
 
 detector_of_process = lru_cache(build_detector)
@@ -246,16 +232,13 @@ def finished_crops(folder, settings, marks):
 
 def crop_lock(folder):
     """Wait until no other command crops into folder, and keep others waiting."""
-    if not is_first():  # it does so on behalf of the other processes
-        return contextlib.nullcontext()
     waiting = f"{folder}: waiting for another command that crops to it"
     return locked(folder.parent / "crops.lock", waiting, wait=True)
 
 
 def check_unchanged(folder, manifest):
     """Raise InputError unless the crops in folder are still those of manifest, from crop_split."""
-    columns = [*BOX, "source_size", "source_mtime_ns"]
-    manifest = manifest[manifest["method"] != "bad"]
+    columns, manifest = [*BOX, "source_mtime_ns"], manifest[manifest["method"] != "bad"]
     rows = read_record(folder)[1]
     now = [[rows.get(file, {}).get(name) for name in columns] for file in manifest["file"]]
     if now != manifest[columns].astype(object).to_numpy().tolist():

@@ -116,17 +116,18 @@ def resize_crops(folder, manifest, side, num_workers):
     if is_first() and not path.exists():
         crops = CropFiles([folder / file for file in manifest["file"]])
         make_folder(folder.parent, "use --no-cache")
-        remove_leftovers(folder.parent)
         pool = ThreadPoolExecutor(max(1, num_workers))
-        with crop_lock(folder), atomic_write(path) as file, pool:
+        with crop_lock(folder), pool:
             check_unchanged(folder, manifest)
-            shape = (len(crops), side, side, 3)
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            parts = torch.arange(len(crops)).split(256)  # all at once would fill the memory
-            for part in tqdm(parts, "resize", unit="x 256 photos", disable=progress_off()):
-                for image in pool.map(lambda i: resize(crops[i], side), part.tolist()):
-                    file.write(image.data)
+            remove_leftovers(folder.parent)
+            with atomic_write(path) as file:
+                shape = (len(crops), side, side, 3)
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                parts = torch.arange(len(crops)).split(256)  # all at once would fill the memory
+                for part in tqdm(parts, "resize", unit="x 256 photos", disable=progress_off()):
+                    for image in pool.map(lambda i: resize(crops[i], side), part.tolist()):
+                        file.write(image.data)
         for other in folder.parent.glob(f"resized_{side}.*.npy"):
             if other != path:
                 with contextlib.suppress(OSError):  # gone, or on Windows read by a training

@@ -8,7 +8,6 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -47,32 +46,24 @@ END = b"\xff\xd9"
 ENDINGS = END, b"".join(FILL + bytes([255, 208 + i]) for i in range(8)) + FILL + END
 
 
-@lru_cache
-def photo_suffixes():
-    """The suffixes of the formats that Pillow reads, and of HEIC, which needs another package."""
-    suffixes = Image.registered_extensions().items()  # which also fills Image.OPEN
-    return HEIC | {suffix for suffix, kind in suffixes if kind in Image.OPEN.keys() - NO_PHOTOS}
-
-
 def pick_photos(paths):
-    """The files among paths that are photos by their suffix, and the other paths; hidden ones are
-    neither.
-    """
+    """Those of paths that are photos by their suffix, and the others, without hidden ones."""
+    kinds = Image.registered_extensions()  # which also fills Image.OPEN
+    readable = Image.OPEN.keys() - NO_PHOTOS
     photos, others = [], []
     for path in paths:
+        suffix = path.suffix.lower()
         if not path.name.startswith("."):
-            is_photo = path.suffix.lower() in photo_suffixes() and not path.is_dir()
+            is_photo = (kinds.get(suffix) in readable or suffix in HEIC) and not path.is_dir()
             (photos if is_photo else others).append(path)
     return photos, others
 
 
 def print_left_out(paths):
-    """Print how many paths that pick_photos found to be no photos are left out, by suffix."""
-    kinds = Counter(
-        "folder" if path.is_dir() else path.suffix.lower() or "without a suffix" for path in paths
-    )
+    """Print how many paths, which are no photos, are left out, by their suffix."""
+    kinds = ["folder" if path.is_dir() else path.suffix.lower() or "no suffix" for path in paths]
     if kinds:
-        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        counts = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
         print(f"left out, as Pillow doesn't read them: {counts}")
 
 
@@ -117,8 +108,8 @@ def without_metadata(png):
 
 
 def decode_damaged(path, error):
-    """What decode, which raised error, would return, and what is damaged, for a file whose damage
-    touches no pixel: a PNG with odd metadata or a JPEG that lacks its end. Else raises DAMAGE.
+    """What decode, which raised error, returns, and what is damaged, if it touches no pixel: odd
+    metadata of a PNG, or the end marker that a JPEG lacks. Else raises one of DAMAGE.
     """
     content = Path(path).read_bytes()
     if content.startswith(b"\x89PNG"):
@@ -134,8 +125,8 @@ def decode_damaged(path, error):
 
 
 def read_image(path):
-    """The photo at path as load_image returns it; its format and mode, such as "JPEG RGB"; and
-    what is damaged, though no pixel is, or None. Raises InputError.
+    """load_image(path), or None; the format and mode, such as "JPEG RGB", or None; and what is
+    damaged, or None.
     """
     try:
         return *decode(path), None
@@ -148,7 +139,7 @@ def read_image(path):
             hint = "; make it smaller" if isinstance(why, Image.DecompressionBombError) else ""
             if Path(path).suffix.lower() in HEIC and not READS_HEIC:
                 hint = "; convert it to JPEG, or python -m pip install pillow-heif"
-            raise InputError(f"{path}: not a readable image ({why}){hint}") from error
+            return None, None, f"not a readable image ({why}){hint}"
 
 
 def load_image(path):
@@ -156,13 +147,7 @@ def load_image(path):
 
     Any format, colour mode and depth that Pillow reads; of an animation, the first frame.
     """
-    return read_image(path)[0]
-
-
-def try_to_load(path):
-    """load_image(path), or None; and what is damaged, or None."""
-    try:
-        image, _, damage = read_image(path)
-        return image, damage
-    except InputError as error:
-        return None, str(error).removeprefix(f"{path}: ")
+    image, _, damage = read_image(path)
+    if image is None:
+        raise InputError(f"{path}: {damage}")
+    return image

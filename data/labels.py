@@ -24,8 +24,7 @@ NO_DATA = (
 
 
 def read_table(path, columns, missing_hint):
-    """Read a CSV file as strings, so that ids keep their zeros; the index is the line number. The
-    names of columns may differ in case and in spaces around them.
+    """Read a CSV file as strings; the index is the line number, and columns may be in any case.
 
     Raises InputError when it is missing (the message ends in missing_hint), unreadable, empty or
     lacks one of columns.
@@ -33,9 +32,8 @@ def read_table(path, columns, missing_hint):
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            names = {name.lower(): name for name in columns}
-            header = [name.strip() for name in next(reader, [])]
-            header = [names.get(name.lower(), name) for name in header]
+            names, header = {name.lower(): name for name in columns}, next(reader, [])
+            header = [names.get(name.strip().lower(), name.strip()) for name in header]
             lines, rows, line = [], [], reader.line_num + 1
             for row in reader:
                 if any(map(str.strip, row)):  # else a blank line, or one that Excel left
@@ -48,11 +46,11 @@ def read_table(path, columns, missing_hint):
         raise InputError(f"{path}: not UTF-8 ({error}); in Excel, save as CSV UTF-8") from error
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: not a readable CSV file ({error})") from error
-    wrong = []
-    for line, row in zip(lines, rows):
-        if len(row) != len(header):
-            hint = " (a comma at its end)" if not row[-1].strip() else ""
-            wrong.append(f"line {line}: {len(row)} values for {len(header)} columns{hint}")
+    wrong = [
+        f"line {line}: {len(row)} values for {len(header)} columns, the last {row[-1]!r}"
+        for line, row in zip(lines, rows)
+        if len(row) != len(header)
+    ]
     raise_problems(path, wrong)
     if missing := [name for name in columns if header.count(name) != 1]:
         raise InputError(
@@ -72,14 +70,13 @@ def raise_problems(path, problems):
 
 
 def problems_by_line(table, *checks):
-    """["line 3: age 'x' is no number", ...] for a read_table, from triples: bool mask of its rows,
-    column and problem.
-    """
-    found = []
-    for mask, column, problem in checks:
-        found += [(*item, column, problem) for item in table[column][np.asarray(mask)].items()]
-    found.sort(key=lambda item: item[0])
-    return [f"line {line}: {column} {value!r} {problem}" for line, value, column, problem in found]
+    """["line 3: age 'x' is no number", ...] for a read_table, from (bool mask, column, problem)."""
+    found = [
+        (line, f"line {line}: {column} {value!r} {problem}")
+        for mask, column, problem in checks
+        for line, value in table[column][np.asarray(mask)].items()
+    ]
+    return [problem for _, problem in sorted(found)]
 
 
 def leaves_folder(name):
@@ -89,9 +86,7 @@ def leaves_folder(name):
 
 
 def same_name(name):
-    """A path in the form in which equal names are equal: archives of macOS write the letter é, or a
-    Korean syllable, as several characters (Unicode's form NFD), others as one (NFC).
-    """
+    """A path in one form: macOS's archives split letters such as é, and Hangul, into several."""
     return unicodedata.normalize("NFC", os.path.normpath(name.strip()))
 
 
@@ -142,8 +137,7 @@ def read_people(data_dir):
 
 def list_train_images(data_dir):
     """All train photos, a DataFrame: file (relative to train/images, with "/"), shot and the
-    columns of read_people. Hidden files are left out and, which is printed, those that Pillow
-    doesn't read.
+    columns of read_people. Hidden files are left out, and so are, which is printed, no photos.
 
     Raises InputError for a person without photos and for a photo that is not a shot.
     """
@@ -201,8 +195,7 @@ def fix_labels(images, path):
 
 
 def read_info(data_dir):
-    """Read eval/info.csv as strings: one row per image, columns ImageID and any others, and how
-    the images are called in eval/images, a list.
+    """Read eval/info.csv as strings, one row per image, and how each is called in eval/images.
 
     Raises InputError when it is missing or empty, and naming every line whose ImageID is a
     duplicate, leaves eval/images or has no file there.

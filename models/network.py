@@ -70,15 +70,13 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
         try:
             network = EfficientNet.from_pretrained(name, **options)
         except (OSError, *DAMAGE) as error:
+            why = (
+                f"can't be downloaded ({error}); use --weights FILE, --no-pretrained, --model "
+                "efficientnet-lite0, whose weights are installed, or another TORCH_HOME"
+            )
             if file.exists():
-                raise InputError(
-                    f"{file}: damaged; delete it to have it downloaded anew"
-                ) from error
-            raise InputError(
-                f"{name}: can't download its ImageNet weights to {file} ({error}); use --weights "
-                "FILE, --no-pretrained or --model efficientnet-lite0, whose weights are installed; "
-                "the environment variable TORCH_HOME chooses another folder"
-            ) from error
+                why = "damaged; delete it to have it downloaded anew"
+            raise InputError(f"{file}: {why}") from error
     if age_border:
         network._fc = AgeHead(network._fc.in_features, age_border)
     if weights:

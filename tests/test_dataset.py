@@ -13,7 +13,7 @@ from PIL import Image
 import data.dataset
 from config import config
 from data.augment import resize
-from data.crop import TYPES, crop_folder
+from data.crop import TYPES, crop_folder, write_manifest
 from data.dataset import (
     CropFiles,
     FaceDataset,
@@ -142,6 +142,9 @@ def test_resized_crops_are_made_once_and_again_when_crops_change(sample_dir, tmp
     other_size = resize_crops(folder, manifest, 80, 2)
     Image.new("RGB", (90, 120)).save(folder / manifest["file"][0])
     manifest.loc[0, "source_mtime_ns"] += 1
+    write_manifest(
+        folder, manifest["file"], {row["file"]: row for row in manifest.to_dict("records")}
+    )
     remade = resize_crops(folder, manifest, 64, 2)
     assert not np.load(remade)[0].any()
     assert set(path.parent.glob("*.npy")) == {other_size, remade}  # the old one is gone

@@ -150,7 +150,7 @@ TRAIN_TABLES = {
     "a photo": (PEOPLE.replace("29,a", "29,a/normal.jpg"), ["a/normal.jpg: is a file"]),
     "too long": (PEOPLE.replace("29,a", "29,train/images/a"), ["leave out train/images/"]),
     "value shown": (PEOPLE.replace("female", "femal "), ["line 2: gender 'femal ' is not female"]),
-    "comma behind": (PEOPLE.replace("30,b", "30,b,"), ["line 3: 6 values", "a comma at its end"]),
+    "comma behind": (PEOPLE.replace("30,b", "30,b,"), ["5 columns, the last ''"]),
 }  # fmt: skip
 
 

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
@@ -59,7 +58,7 @@ def run(main, on_interrupt="nothing was written"):
             os._exit(2)
         fail(f"{error.filename or type(error).__name__}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError, BrokenProcessPool))
+        known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
         texts = ("allocate memory", "DataLoader worker (pid")  # PyTorch has no types for these
         if not known and not any(text in str(error) for text in texts):
             raise

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import tempfile
-import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,8 +18,6 @@ try:
     import fcntl
 except ImportError:  # Windows, where every file system has locks
     fcntl = None
-
-ABANDONED = 3600  # seconds; an older temporary file belongs to a process that was killed
 
 
 @contextlib.contextmanager
@@ -39,7 +36,11 @@ def atomic_write(path, mode="wb"):
         with open(temporary, mode, **({} if "b" in mode else text)) as file:
             yield file
             file.flush()
-            sync(file)
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:  # some file systems can't
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(
@@ -51,38 +52,29 @@ def atomic_write(path, mode="wb"):
             temporary.unlink(missing_ok=True)
 
 
-def sync(file):
-    """Wait until a file is on disk, where the file system can tell."""
-    try:
-        os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-
-
 def has_locks(folder):
-    """Whether files in folder can be locked; not on some network file systems."""
-    if fcntl:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            try:
+    """Whether files in folder can be locked; in old versions, FileLock would wait for ever."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # nobody else can hold the lock of a file without a name
-                return False
+        except OSError:
+            return False
     return True
 
 
 @contextlib.contextmanager
 def locked(path, held, wait=False):
-    """Hold the lock file path, once no other process does.
+    """Hold the lock file path, in the first process on behalf of all, once no other command does.
 
     held: what to say when one does: printed, if wait, else the message of an InputError. Where
-    files can't be locked, it says so and goes on without.
+    files can't be locked, says so and goes on without.
     """
+    if not is_first():
+        return (yield)
     if not has_locks(path.parent):
-        print(f"{path.parent}: files can't be locked here; start no second command that writes to "
-              "it", flush=True)  # fmt: skip
-        yield
-        return
+        print(f"{path.parent}: files can't be locked here; let no other command write to it")
+        return (yield)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -104,18 +96,18 @@ def hold(path, way_out):
     """Hold the lock of a file or folder until the command ends: nobody else may write to it.
     Raises InputError, with way_out, when another command does.
     """
-    if is_first():  # on behalf of the other processes
-        path = Path(path)
-        lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name[:40]}.lock")
-        AT_END.enter_context(locked(lock, f"{path}: another command writes to it; {way_out}"))
+    path = Path(path)
+    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name[:40]}.lock")
+    AT_END.enter_context(locked(lock, f"{path}: another command writes to it; {way_out}"))
 
 
 def remove_leftovers(folder, pattern=".*"):
-    """Remove temporary files that killed processes left in folder; pattern as for Path.glob."""
+    """Remove temporary files that killed processes left in folder, to which no other process may
+    write now; pattern as for Path.glob.
+    """
     for path in Path(folder).glob(f"{pattern}.*.tmp"):
-        with contextlib.suppress(OSError):  # gone already, or another user's
-            if time.time() - path.stat().st_mtime > ABANDONED:
-                path.unlink()
+        with contextlib.suppress(OSError):  # another user's
+            path.unlink()
 
 
 def make_folder(path, way_out):

@@ -18,9 +18,7 @@ FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "no_cache", "crop_batch_
 
 
 def prepare_folder(args):
-    """Make the run's folder, hold it and return it. Raises InputError when it already holds a run
-    or another training does.
-    """
+    """Make, hold and return the run's folder. Raises InputError when a run is in it already."""
     folder = Path(args.output_dir) / f"{args.target}_fold{args.fold}"
     make_folder(folder, "choose another --output-dir")
     hold(folder, "wait for it, or choose another --output-dir")
