@@ -179,14 +179,9 @@ def describe_head(args, age_border, crop):
     """
     names = ("target", "fold", "model", "resize", "augment", "tta")
     mean, std = normalization(args.model)
-    return {
-        **{name: getattr(args, name) for name in names},
-        "classes": list(config.CLASSES[args.target]),
-        "mean": list(mean),
-        "std": list(std),
-        "age_border": age_border,
-        "crop": crop,
-    }
+    head = {name: getattr(args, name) for name in names}
+    return {**head, "classes": list(config.CLASSES[args.target]), "mean": list(mean),
+            "std": list(std), "age_border": age_border, "crop": crop}  # fmt: skip
 
 
 def parse_args():
@@ -228,8 +223,7 @@ def get_args_parser():
     # fmt: off
     parser.add_argument("--target", choices=config.CLASSES, required=True, help="which head")
     parser.add_argument("--recipe", choices=config.RECIPES, default=config.RECIPE,
-        help="seed: the original's defaults, given below; best: what measured better "
-        "(default: %(default)s)")
+        help="seed: the original's defaults; best: what measured better (default: %(default)s)")
 
     add = parser.add_argument_group("data").add_argument
     cli.add_data_arguments(add)
@@ -263,8 +257,7 @@ def get_args_parser():
     add("--epochs", type=cli.positive_int, help=f"epochs (default: {by_head('epochs')})")
     add("--lr", type=cli.positive_float, help=f"Adam's learning rate (default: {by_head('lr')})")
     add("--schedule", choices=("constant", "cosine"),
-        help="learning-rate schedule; cosine rises to --lr in the first tenth of all steps, then "
-        f"falls (default: {config.SCHEDULE})")
+        help=f"cosine: rises for a tenth of all steps, then falls (default: {config.SCHEDULE})")
     add("--tta", choices=("none", "flip"),
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
     add("--batch-size", type=cli.positive_int, default=config.BATCH_SIZE,

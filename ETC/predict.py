@@ -66,7 +66,8 @@ def list_files(folder):
         seen.add(os.path.realpath(place))
         folders[:] = [name for name in folders if new and not name.startswith(".")]
         files += [Path(place, name) for name in names if new]
-    return sorted(files)
+    # Opening a pipe would wait for ever; a link to nothing is a photo that can't be read.
+    return sorted(file for file in files if file.is_file() or file.is_symlink())
 
 
 def crop_faces(args, photos, folder, settings, device, every=False):

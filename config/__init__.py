@@ -6,9 +6,8 @@ import sys
 import tempfile
 
 # A closed stream leaves its number to the next file that is opened, and prints would end up in it.
-while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+while os.open(os.devnull, os.O_RDWR) < 2:
     pass
-os.close(descriptor)
 sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
 sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 

@@ -39,7 +39,12 @@ class CropFiles:
 @lru_cache(maxsize=2)
 def map_file(path):
     """The array in a .npy file, mapped to memory by each process for itself."""
-    return np.load(path, mmap_mode="r")
+    try:
+        return np.load(path, mmap_mode="r")
+    except OSError as error:  # removed by a command with other crops, or not mapped to memory here
+        raise InputError(
+            f"{path}: can't be mapped ({error}); start again, or use --no-cache"
+        ) from error
 
 
 class ResizedCrops:

@@ -175,10 +175,8 @@ def fix_labels(images, path):
     """
     fixes = read_table(path, ["id", "field", "old", "new"], "see data/label_fixes.csv")
     values = {"gender": "female|male", "age": "[0-9]|[1-9][0-9]|1[01][0-9]|120", "shot": SHOT}
-    wrong = [
-        re.fullmatch(values.get(field, "(?!)"), new) is None
-        for field, new in zip(fixes["field"], fixes["new"])
-    ]
+    pairs = zip(fixes["field"], fixes["new"])
+    wrong = [re.fullmatch(values.get(field, "(?!)"), new) is None for field, new in pairs]
     hint = f"is no value of its field, which has to be {', '.join(values)}"
     raise_problems(path, problems_by_line(fixes, (wrong, "new", hint)))
     fixed, applied = images.copy(), 0

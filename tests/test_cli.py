@@ -64,6 +64,8 @@ def test_numbers(convert, good, bad):
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "--batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "--batch-size"),
         (MemoryError(), "--batch-size"),
+        (RuntimeError("unable to open shared memory object </torch_1>"), "--num-workers"),
+        (RuntimeError("can't start new thread"), "--num-workers"),
         (PermissionError(13, "Permission denied", "/a/b"), "/a/b: Permission denied"),
         (OSError(24, "Too many open files"), "Too many open files"),
     ],

@@ -90,13 +90,9 @@ def find_checkpoints(folders):
             checkpoint = load_checkpoint(path)
             first = first or checkpoint
             if checkpoint["target"] != target:
-                raise InputError(
-                    f"{path}: a checkpoint of the {checkpoint['target']} head; rename its folder"
-                )
+                raise InputError(f"{path}: of the {checkpoint['target']} head; rename its folder")
             if checkpoint["crop"] != first["crop"]:
-                raise InputError(
-                    f"{path}: trained on other crops than {first['path']}; leave it out"
-                )
+                raise InputError(f"{path}: of other crops than {first['path']}; leave it out")
             networks.setdefault(checkpoint["digest"], checkpoint)
         if not networks:
             command = ["python", "train.py", "--target", target, "--output-dir", folders[0]]

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -59,8 +60,9 @@ def run(main, on_interrupt="nothing was written"):
         fail(f"{error.filename or type(error).__name__}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        texts = ("allocate memory", "DataLoader worker (pid")  # PyTorch has no types for these
-        if not known and not any(text in str(error) for text in texts):
+        # PyTorch and Python have no types for these.
+        texts = "allocate memory|DataLoader worker \\(pid|shared memory|new thread|open files"
+        if not known and not re.search(texts, str(error)):
             raise
         fail(f"out of memory; lower --batch-size, --crop-batch-size or --num-workers ({error})")
     except KeyboardInterrupt:
@@ -138,8 +140,7 @@ def add_precision_arguments(add):
 
 def add_runs_argument(add):
     add("--runs", nargs="+", default=[config.OUTPUT_DIR], metavar="FOLDER",
-        help="folders with runs of train.py; a head's answer is the mean over all its networks "
-        f"in them (default: {config.OUTPUT_DIR})")
+        help=f"folders with runs, whose networks are averaged (default: {config.OUTPUT_DIR})")
 
 
 def add_prediction_arguments(add):

@@ -52,7 +52,7 @@ def fixed_arguments(args, precision):
 
 def load_last(folder, arguments, epochs):
     """The checkpoint that --resume goes on from; arguments: from fixed_arguments. Raises InputError
-    when there is none, and for other arguments or fewer epochs than it has.
+    without one, and for other arguments or fewer epochs than it has.
     """
     for name in ("last.pth", "best.pth", "val_predictions.csv"):
         if not (folder / name).exists():
@@ -76,9 +76,7 @@ def restore(last, network, optimizer, scaler, digest):
     digest: of the photos and labels. Raises InputError when that or a state doesn't fit.
     """
     if last["data"] != digest:
-        raise InputError(
-            f"{last['path']}: photos or labels have changed; start over with --overwrite"
-        )
+        raise InputError(f"{last['path']}: photos or labels have changed; use --overwrite")
     load_state(network, last)
     try:
         state, [options] = last["optimizer"], optimizer.state_dict()["param_groups"]
@@ -87,9 +85,7 @@ def restore(last, network, optimizer, scaler, digest):
         optimizer.load_state_dict({**state, "param_groups": [known]})
         scaler.load_state_dict(last["scaler"])
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(
-            f"{last['path']}: its optimizer state doesn't fit; use --overwrite"
-        ) from error
+        raise InputError(f"{last['path']}: another optimizer's; use --overwrite") from error
     return last["log"]
 
 
@@ -100,14 +96,9 @@ def best_f1(log):
 
 def log_row(epoch, train_loss, scores, classes):
     """A row of log.csv. No times in it: the same run gives the same file."""
-    return {
-        "epoch": epoch,
-        "train_loss": train_loss,
-        "val_loss": scores["loss"],
-        "accuracy": scores["accuracy"],
-        "macro_f1": scores["macro_f1"],
-        **{f"f1_{name}": f1 for name, f1 in zip(classes, scores["class_f1"])},
-    }
+    class_f1 = {f"f1_{name}": f1 for name, f1 in zip(classes, scores["class_f1"])}
+    return {"epoch": epoch, "train_loss": train_loss, "val_loss": scores["loss"],
+            "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"], **class_f1}  # fmt: skip
 
 
 def save_epoch(folder, args, log, checkpoint, predictions, state):

@@ -104,14 +104,13 @@ def main():
     head = {"model": args.model, "classes": range(CLASSES), "resize": args.resize, "age_border": 0}
     if args.checkpoint:
         head = load_checkpoint(args.checkpoint)
-    skeleton = build_skeleton(
-        head["model"], len(head["classes"]), head["resize"], head["age_border"]
-    )
+    name, classes, resize = head["model"], len(head["classes"]), head["resize"]
+    skeleton = build_skeleton(name, classes, resize, head["age_border"])
     # torchinfo writes its units by their Python names, such as Units.GIGABYTES.
-    table = str(count_layers(skeleton, head["resize"], args.depth))
+    table = str(count_layers(skeleton, resize, args.depth))
     print(re.sub(r"Units\.(\w)\w+", r"\1", table))
     if args.graph:
-        draw_graph(skeleton, head["resize"], args.depth, args.graph)
+        draw_graph(skeleton, resize, args.depth, args.graph)
         print(f"graph -> {args.graph}")
 
 
