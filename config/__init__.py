@@ -18,3 +18,8 @@ except (ImportError, KeyError, OSError):
     os.environ["USER"] = str(os.getuid())
 if os.path.expanduser("~") == "~":
     os.environ["HOME"] = tempfile.gettempdir()
+
+# OpenMP's threads spin while they wait for each other: for milliseconds, in which they keep the cores
+# from the loader's workers and from other commands, unless told otherwise (ETC/MACHINES.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

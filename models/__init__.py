@@ -1,1 +1,0 @@
-import config  # noqa: F401 - before PyTorch
