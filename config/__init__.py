@@ -19,7 +19,7 @@ except (ImportError, KeyError, OSError):
 if os.path.expanduser("~") == "~":
     os.environ["HOME"] = tempfile.gettempdir()
 
-# OpenMP's threads spin while they wait for each other: for milliseconds, in which they keep the cores
-# from the loader's workers and from other commands, unless told otherwise (ETC/MACHINES.md).
+# OpenMP's threads spin while they wait for each other, by default for milliseconds in which no other
+# process gets the core; so many turns take some 20 microseconds (ETC/MACHINES.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

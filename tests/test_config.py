@@ -44,3 +44,12 @@ def test_closed_streams_do_not_end_in_files(tmp_path):
     command = ["sh", "-c", '"$0" -c "$1" "$2" >&- 2>&- <&-', sys.executable, code, tmp_path / "x"]
     subprocess.run(command, cwd=ROOT, check=True)
     assert (tmp_path / "x").read_text() == "kept"
+
+
+def test_threads_spin_for_a_short_time_unless_the_user_has_chosen():
+    command = [sys.executable, "-c", "import config, os; print(os.environ.get('GOMP_SPINCOUNT'))"]
+    for variables, expected in (
+        ({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None"),
+    ):  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+        assert done.stdout == f"{expected}\n", done.stderr

@@ -83,6 +83,16 @@ def test_a_circle_is_found():
         forbidden_arrows({"utils.a": "from utils import b", "utils.b": "import utils.a"})
 
 
+def test_scripts_start_as_files_from_any_folder(tmp_path):
+    scripts = [ROOT / "data/crop.py", ROOT / "utils/view_model.py", *ROOT.glob("ETC/*.py")]
+    for script in (path for path in scripts if "cli.run(" in path.read_text(encoding="utf-8")):
+        assert "if __spec__ is None:" in script.read_text(encoding="utf-8"), script
+    for script in scripts[:2]:
+        command = [sys.executable, script, "--version"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not (ROOT / "ETC").exists(), reason="needs ETC, to know its tests")
 def test_tests_of_the_core_import_nothing_from_etc():
     for path in ROOT.glob("tests/*.py"):
