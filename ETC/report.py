@@ -27,7 +27,7 @@ from config import config
 from config.config import CLASSES
 from data.crop import crop_folder, read_record
 from data.images import load_image
-from data.labels import read_answers, split_classes
+from data.labels import find_names, read_answers, split_classes
 from ETC import statistics
 from ETC.names import class_names
 from utils import cli
@@ -138,8 +138,9 @@ def report_submission(path, answers_path, data_dir, crop_dir):
     whole = Classification("18 classes", class_names(), answers, classes, losses, [*CLASSES])
     folder = crop_folder(data_dir, crop_dir, "eval")
     _, manifest = read_record(folder)
-    methods = [manifest.get(file, {}).get("method", "unknown") for file in submission["ImageID"]]
-    photos = pd.DataFrame({"file": submission["ImageID"], "method": methods})
+    files = find_names(folder, submission["ImageID"])
+    methods = [manifest.get(file, {}).get("method", "unknown") for file in files]
+    photos = pd.DataFrame({"file": files, "method": methods})
     settings = {"submission": path, "answers": answers_path, "crops": folder}
     report = path.with_name("report.html")
     write_report(report, "Submission", settings, photos, folder, heads, [whole, *parts])

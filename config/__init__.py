@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 
-# A closed stream leaves its number to the next file that is opened, and prints would end up in it.
+# Else the next file that is opened takes the place of a closed stream, and gets what is printed.
 while os.open(os.devnull, os.O_RDWR) < 2:
     pass
 sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
@@ -15,11 +15,11 @@ sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 try:
     getpass.getuser()
 except (ImportError, KeyError, OSError):
-    os.environ["USER"] = str(os.getuid())
+    os.environ["USER"] = str(getattr(os, "getuid", os.getpid)())
 if os.path.expanduser("~") == "~":
     os.environ["HOME"] = tempfile.gettempdir()
 
-# OpenMP's threads spin while they wait for each other, by default for milliseconds in which no other
-# process gets the core; so many turns take some 20 microseconds (ETC/MACHINES.md).
+# OpenMP's threads spin while they wait for each other, by default for milliseconds, and no other
+# process gets the core meanwhile; so many turns take some 20 microseconds (ETC/MACHINES.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -23,7 +23,7 @@ DAMAGE = (
 )  # fmt: skip
 # Pillow recovers from what it warns about, such as odd tags.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-Image.MAX_IMAGE_PIXELS = 200_000_000  # phones take 200 megapixels; Pillow refuses twice as many
+Image.MAX_IMAGE_PIXELS = 200_000_000  # as phones take; Pillow refuses twice as many, and more
 HEIC = {".heic", ".heif"}
 READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
 if READS_HEIC:
@@ -40,7 +40,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What may follow where a JPEG file is cut off: data between the eight restart markers, or nothing.
+# Two endings for a JPEG file that is cut off: no more pixels, or pixels after any restart marker.
 FILL = random.Random(0).randbytes(64).replace(b"\xff", b"")
 END = b"\xff\xd9"
 ENDINGS = END, b"".join(FILL + bytes([255, 208 + i]) for i in range(8)) + FILL + END
@@ -121,7 +121,7 @@ def decode_damaged(path, error):
     (pixels, kind), (others, _) = (decode(io.BytesIO(content + end)) for end in ENDINGS)
     if not np.array_equal(pixels, others):
         raise ValueError("its lower rows are missing")
-    return pixels, kind, "lacks its end, but no pixel"
+    return pixels, kind, "the file lacks its end, but all pixels are there"
 
 
 def read_image(path):

@@ -16,7 +16,6 @@ from utils.cli import InputError
 SHOT = r"normal|incorrect_mask|mask[0-9]+"
 SHOT_LABELS = {"normal": 0, "mask": 1, "incorrect_mask": 2}  # mask1 .. mask5 count as mask
 GENDER_LABELS = {"female": 0, "male": 1}
-SHORT = {"f": "female", "m": "male"}
 NO_DATA = (
     "put the competition's data there, name its folder with --data-dir or MAG_DATA_DIR, or draw "
     "some: python -m ETC.sample --output input/data"
@@ -106,6 +105,11 @@ def find_names(folder, names):
     return found
 
 
+def full_gender(genders):
+    """Female, F and so on as female, male likewise; anything else in lower case."""
+    return genders.str.strip().str.lower().replace({"f": "female", "m": "male"})
+
+
 def read_people(data_dir):
     """Read train/train.csv: one row per person, columns id, path, gender, age (int, years), group.
 
@@ -115,14 +119,14 @@ def read_people(data_dir):
     path = Path(data_dir) / "train" / "train.csv"
     table = read_table(path, ["id", "gender", "age", "path"], NO_DATA)
     ages = pd.to_numeric(table["age"], errors="coerce")
-    genders = table["gender"].str.strip().str.lower().replace(SHORT)
+    genders = full_gender(table["gender"])
     ids, outside = table["id"].str.strip(), table["path"].map(leaves_folder)
     problems = problems_by_line(
         table,
         (~genders.isin(list(GENDER_LABELS)), "gender", "is not female or male"),
         (~(ages.between(0, 120) & (ages % 1 == 0)), "age", "is not a whole number from 0 to 120"),
-        (table["path"].map(same_name).duplicated(), "path", "is there twice"),
-        (outside, "path", "leaves images/"),
+        (table["path"].map(same_name).duplicated(), "path", "is a duplicate"),
+        (outside, "path", "is outside images/"),
         (ids == "", "id", "is empty"),
     )
     raise_problems(path, problems)
@@ -137,7 +141,7 @@ def read_people(data_dir):
 
 def list_train_images(data_dir):
     """All train photos, a DataFrame: file (relative to train/images, with "/"), shot and the
-    columns of read_people. Hidden files are left out, and so are, which is printed, no photos.
+    columns of read_people. Other files than photos are left out and, unless hidden, counted.
 
     Raises InputError for a person without photos and for a photo that is not a shot.
     """
@@ -175,10 +179,13 @@ def fix_labels(images, path):
     """
     fixes = read_table(path, ["id", "field", "old", "new"], "see data/label_fixes.csv")
     values = {"gender": "female|male", "age": "[0-9]|[1-9][0-9]|1[01][0-9]|120", "shot": SHOT}
-    pairs = zip(fixes["field"], fixes["new"])
-    wrong = [re.fullmatch(values.get(field, "(?!)"), new) is None for field, new in pairs]
-    hint = f"is no value of its field, which has to be {', '.join(values)}"
-    raise_problems(path, problems_by_line(fixes, (wrong, "new", hint)))
+    for name in ("old", "new"):
+        fixes[name] = fixes[name].mask(fixes["field"] == "gender", full_gender(fixes[name]))
+    checks = [(~fixes["field"].isin(list(values)), "field", "is not gender, age or shot")]
+    for field, value in values.items():
+        bad = (fixes["field"] == field) & ~fixes["new"].str.fullmatch(value)
+        checks.append((bad, "new", f"is no {field}"))
+    raise_problems(path, problems_by_line(fixes, *checks))
     fixed, applied = images.copy(), 0
     for fix in fixes.to_dict("records"):
         field = fix["field"]
@@ -206,9 +213,9 @@ def read_info(data_dir):
     exists = np.array([os.path.isfile(images / file) for file in files])
     problems = problems_by_line(
         info,
-        (info["ImageID"].map(same_name).duplicated(), "ImageID", "is there twice"),
-        (outside, "ImageID", "leaves images/"),
-        (~outside & ~exists, "ImageID", "is no file in images/"),
+        (info["ImageID"].map(same_name).duplicated(), "ImageID", "is a duplicate"),
+        (outside, "ImageID", "is outside images/"),
+        (~outside & ~exists, "ImageID", "is not in images/"),
     )
     raise_problems(path, problems)
     return info.reset_index(drop=True), files
@@ -221,7 +228,7 @@ def read_answers(path, info):
     """
     table = read_table(path, ["ImageID", "ans"], "it should hold the true classes")
     names = table["ImageID"].map(same_name)
-    duplicate = names.duplicated(), "ImageID", "is there twice"
+    duplicate = names.duplicated(), "ImageID", "is a duplicate"
     raise_problems(path, problems_by_line(table, duplicate))
     classes = pd.to_numeric(table.set_index(names)["ans"], errors="coerce")
     answers = info["ImageID"].map(same_name).map(classes)
@@ -275,7 +282,7 @@ def assign_folds(people, seed):
     """
     groups = people.drop_duplicates("group")
     if len(groups) < NUM_FOLDS:
-        raise InputError(f"train.csv: {len(groups)} people are too few for {NUM_FOLDS} folds")
+        raise InputError(f"train.csv: {len(groups)} people; {NUM_FOLDS} folds need {NUM_FOLDS}")
     stratum = head_labels(groups, "gender") * 3 + age_labels(groups["age"])
     # Shuffled within each stratum, then dealt like cards, one stratum after the other: each is
     # spread evenly over the folds, however rare it is.

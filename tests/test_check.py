@@ -175,7 +175,7 @@ def test_one_part_alone_or_with_problems(data_dir):
     assert_refused(done := check(data_dir), path.name)
     assert "eval: 42 images" in done.stdout  # the part without problems is shown nevertheless
     next((data_dir / "eval/images").iterdir()).unlink()
-    assert_refused(check(data_dir), path.name, "info.csv", "is no file in images")
+    assert_refused(check(data_dir), path.name, "info.csv", "is not in images")
     path.with_name("other").rename(path)
     (data_dir / "eval").rename(data_dir / "other")
     text = page(data_dir)

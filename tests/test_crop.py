@@ -280,7 +280,8 @@ def test_crops_that_are_replaced_meanwhile_are_noticed(photos_dir, sample_dir, r
 def test_photos_without_an_end_are_read_and_named_once(photos_dir):
     photo = next(photos_dir.glob("train/images/*/mask1.jpg"))
     photo.write_bytes(photo.read_bytes()[:-2])
-    line = f"train/images/{photo.parent.name}/mask1.jpg: lacks its end, but no pixel\n"
+    name = f"train/images/{photo.parent.name}/mask1.jpg"
+    line = f"{name}: the file lacks its end, but all pixels are there\n"
     assert line in crop_train(photos_dir)
     assert line not in crop_train(photos_dir)
 

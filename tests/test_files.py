@@ -73,7 +73,7 @@ def test_temporary_files_are_removed(tmp_path):
 
 
 def test_an_output_that_cannot_or_must_not_be_written_is_refused(tmp_path):
-    for name in ("run/best.pth", "folder.csv/x", "used/a.csv"):
+    for name in ("run/last.pth", "folder.csv/x", "used/a.csv"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     (tmp_path / "used/link.csv").symlink_to(tmp_path / "used/a.csv")
@@ -89,9 +89,9 @@ def test_an_output_that_cannot_or_must_not_be_written_is_refused(tmp_path):
         check("new/a.csv")
     for name, message in (
         ("a.txt", r"ends in \.csv"),
-        ("table.csv", r"ends in \.csv"),
+        ("table.csv", r"ends in \.csv, and is not table\.csv"),
         ("folder.csv", "not a file"),
-        ("run/a.csv", "holds a run"),
+        ("run/a.csv", "folder of a run"),
         ("used/a.csv", "read here"),
         ("used/link.csv", "read here"),
         ("used/a.csv/b.csv", "can't be written"),

@@ -141,11 +141,11 @@ TRAIN_TABLES = {
                      ["line 2: age", "line 5: gender"]),
     "blank lines": (PEOPLE.replace("\n", "\n\n").replace("59", "x"), ["line 7: age"]),
     "line breaks": (PEOPLE.replace("Asian", '"a\nb"').replace("59", "x"), ["line 6: age"]),
-    "path twice": (PEOPLE.replace("60,d", "60,./a"), ["line 5: path './a' is there twice"]),
+    "path twice": (PEOPLE.replace("60,d", "60,./a"), ["line 5: path './a' is a duplicate"]),
     "path above": (PEOPLE.replace("29,a", "29,../images/a"),
-                   ["line 2: path '../images/a' leaves images/"]),
+                   ["line 2: path '../images/a' is outside images/"]),
     "empty id": (PEOPLE.replace("000001", ""), ["line 2: id '' is empty"]),
-    "path above, hidden": (PEOPLE.replace("29,a", "29, ../images/a"), ["leaves images/"]),
+    "path above, hidden": (PEOPLE.replace("29,a", "29, ../images/a"), ["is outside images/"]),
     "no folder": (PEOPLE.replace("29,a", "29,nobody"), ["nobody: ", "no photos"]),
     "a photo": (PEOPLE.replace("29,a", "29,a/normal.jpg"), ["a/normal.jpg: is a file"]),
     "too long": (PEOPLE.replace("29,a", "29,train/images/a"), ["leave out train/images/"]),
@@ -218,7 +218,7 @@ def test_names_in_another_unicode_form_are_the_same(folder):
     assert read_answers(folder / "eval/answers.csv", info).tolist() == [17, 0, 3]
     twice = PEOPLE.replace("29,a", f"29,{one}").replace("30,b", f"30,{other}")
     (folder / "train/train.csv").write_text(twice, encoding="utf-8")
-    assert_named(read_people, folder, words=["line 3: path", "is there twice"])
+    assert_named(read_people, folder, words=["line 3: path", "is a duplicate"])
 
 
 def test_mistakes_in_the_folders_of_people(folder):
@@ -244,15 +244,15 @@ def test_info_keeps_other_columns_and_answers_follow_its_order(folder):
 EVAL_TABLES = {
     "info.csv": [
         (INFO.replace("ImageID", "image"), "no column ImageID"),
-        (INFO + "./a.jpg,0\n", "line 5: ImageID './a.jpg' is there twice"),
-        (INFO.replace("b.jpg", "gone.jpg"), "line 3: ImageID 'gone.jpg' is no file"),
-        (INFO.replace("b.jpg", "../info.csv"), "line 3: ImageID '../info.csv' leaves"),
+        (INFO + "./a.jpg,0\n", "line 5: ImageID './a.jpg' is a duplicate"),
+        (INFO.replace("b.jpg", "gone.jpg"), "line 3: ImageID 'gone.jpg' is not in"),
+        (INFO.replace("b.jpg", "../info.csv"), "line 3: ImageID '../info.csv' is outside"),
     ],
     "answers.csv": [
         (ANSWERS.replace("b.jpg", "d.jpg"), "1 images without a class from 0 to 17, first b.jpg"),
         (ANSWERS.replace("17", "18"), "without a class from 0 to 17, first a.jpg"),
         (ANSWERS.replace("17", "young"), "without a class from 0 to 17"),
-        (ANSWERS + "a.jpg,17\n", "line 5: ImageID 'a.jpg' is there twice"),
+        (ANSWERS + "a.jpg,17\n", "line 5: ImageID 'a.jpg' is a duplicate"),
         (INFO, "every ans is 0"),
     ],
 }
@@ -277,7 +277,7 @@ def test_label_fixes(sample_dir, tmp_path, capsys):
     other = {"male": "female", "female": "male"}[one["gender"]]
     path = tmp_path / "fixes.csv"
     path.write_text(
-        f"id,field,old,new\n{one['id']},gender,{one['gender']},{other}\n"
+        f"id,field,old,new\n{one['id']},gender,{one['gender'][0].upper()},{other}\n"
         f"{two['id']},age,119,77\n{two['id']},shot,normal,incorrect_mask\n"
         f"{two['id']},shot,incorrect_mask,normal\n{one['id']},age,{one['age']},77\n"
         "nobody,gender,male,female\n"
@@ -297,7 +297,11 @@ def test_label_fixes(sample_dir, tmp_path, capsys):
 def test_mistakes_in_label_fixes(tmp_path):
     path = tmp_path / "fixes.csv"
     path.write_text("id,field,old,new\n1,race,a,b\n1,age,3,4\n1,gender,male,man\n1,age,3,200\n")
-    words = ["fixes.csv: line 2: new 'b'", "line 4: new 'man'", "line 5: new '200'"]
+    words = [
+        "fixes.csv: line 2: field 'race'",
+        "line 4: new 'man' is no gender",
+        "line 5: new '200' is no age",
+    ]
     assert_named(fix_labels, pd.DataFrame(), path, words=words)
     words = ["none.csv: no such file", "data/label_fixes.csv"]
     assert_named(fix_labels, pd.DataFrame(), tmp_path / "none.csv", words=words)

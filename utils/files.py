@@ -67,8 +67,8 @@ def has_locks(folder):
 def locked(path, held, wait=False):
     """Hold the lock file path, in the first process on behalf of all, once no other command does.
 
-    held: what to say when one does: printed, if wait, else the message of an InputError. Where
-    files can't be locked, says so and goes on without.
+    held: the message when one does. With wait, it is printed; otherwise it is an InputError. Where
+    files can't be locked, this is printed, and nothing is locked.
     """
     if not is_first():
         return (yield)
@@ -122,16 +122,17 @@ def make_folder(path, way_out):
 
 def check_output(output, suffixes, inputs, beside=()):
     """Check that --output, with one of suffixes, and files of the names beside can be written,
-    replacing none of inputs, outside of a run's folder; else raises InputError. Holds them, and
+    replacing none of inputs, outside of runs and data; else raises InputError. Holds them, and
     returns the paths of those beside it.
     """
     output = Path(output)
     if output.suffix.lower() not in suffixes or output.name in beside:
-        raise InputError(f"--output {output}: name a file that ends in {' or '.join(suffixes)}")
+        other = f", and is not {' or '.join(beside)}" if beside else ""
+        raise InputError(f"--output {output}: name a file that ends in {suffixes[0]}{other}")
     paths = [output, *(output.with_name(name) for name in beside)]
     make_folder(output.parent, "choose another --output")
-    if any((output.parent / name).exists() for name in ("best.pth", "last.pth")):
-        raise InputError(f"--output {output}: {output.parent} holds a run; choose another folder")
+    if any((output.parent / name).exists() for name in ("last.pth", "train.csv", "info.csv")):
+        raise InputError(f"--output {output}: in a folder of a run or of data; choose another one")
     for path in paths:
         if path.exists() and not path.is_file():
             raise InputError(f"--output {output}: {path} is not a file; choose another folder")

@@ -7,11 +7,12 @@ import pandas as pd
 
 from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
 from utils.cli import InputError
+from utils.device import PRECISIONS
 from utils.files import hold, make_folder, remove_leftovers, write_csv, write_json
 
 RUN_FILES = ("best.pth", "last.pth", "log.csv", "val_predictions.csv", "curves.png",
              "confusion.png", "report.html")  # fmt: skip
-# All other arguments decide what a run ends with; --resume must find them unchanged.
+# --resume may change these arguments. All others change the result of a run.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "no_cache", "crop_batch_size", "device",
                   "num_workers", "epochs", "overwrite", "resume", "skip_bad", "tensorboard",
                   "recipe", "label_fixes"}  # fmt: skip
@@ -20,6 +21,8 @@ FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "no_cache", "crop_batch_
 def prepare_folder(args):
     """Make, hold and return the run's folder. Raises InputError when a run is in it already."""
     folder = Path(args.output_dir) / f"{args.target}_fold{args.fold}"
+    if args.resume and not folder.exists():
+        raise InputError(f"{folder}: no run to resume")
     make_folder(folder, "choose another --output-dir")
     hold(folder, "wait for it, or choose another --output-dir")
     if not (args.overwrite or args.resume) and any((folder / name).exists() for name in RUN_FILES):
@@ -65,8 +68,10 @@ def load_last(folder, arguments, epochs):
     old = last["arguments"]
     changed = [name for name in arguments if old.get(name) != arguments[name]]
     if changed:
-        changed = ", ".join(f"--{name.replace('_', '-')} {old.get(name)}" for name in changed)
-        raise InputError(f"{folder}: --resume needs the run's own arguments: {changed}")
+        names = {str(dtype): name for name, dtype in PRECISIONS.items()}
+        pairs = [(f"--{name.replace('_', '-')}", old.get(name)) for name in changed]
+        own = ", ".join(f"no {n}" if v is False else f"{n} {names.get(v, v)}" for n, v in pairs)
+        raise InputError(f"{folder}: --resume needs the run's own arguments: {own}")
     return last
 
 
@@ -85,7 +90,7 @@ def restore(last, network, optimizer, scaler, digest):
         optimizer.load_state_dict({**state, "param_groups": [known]})
         scaler.load_state_dict(last["scaler"])
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{last['path']}: another optimizer's; use --overwrite") from error
+        raise InputError(f"{last['path']}: another optimizer's state; use --overwrite") from error
     return last["log"]
 
 
