@@ -210,6 +210,8 @@ def parse_args():
         raise InputError("--overwrite and --resume: give one of them")
     if args.tensorboard and find_spec("tensorboard") is None:
         raise InputError("--tensorboard: not installed; python -m pip install tensorboard")
+    if args.tensorboard and args.output_dir.encode(errors="ignore").decode() != args.output_dir:
+        raise InputError("--tensorboard: can't write to an --output-dir whose name is no UTF-8")
     return args
 
 

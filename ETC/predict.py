@@ -61,13 +61,16 @@ def list_files(folder):
     Links to folders are followed, to each folder once.
     """
     files, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    # A folder that can't be read is in the list itself, and so left out with a word.
+    walk = os.walk(
+        folder, followlinks=True, onerror=lambda error: files.append(Path(error.filename))
+    )
+    for place, folders, names in walk:
         new = os.path.realpath(place) not in seen
         seen.add(os.path.realpath(place))
         folders[:] = [name for name in folders if new and not name.startswith(".")]
         files += [Path(place, name) for name in names if new]
-    # Opening a pipe would wait for ever; a link to nothing is a photo that can't be read.
-    return sorted(file for file in files if file.is_file() or file.is_symlink())
+    return sorted(files)
 
 
 def crop_faces(args, photos, folder, settings, device, every=False):

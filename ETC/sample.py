@@ -21,7 +21,7 @@ from data.labels import GENDER_LABELS, SHOT_LABELS, age_labels, merge_labels
 from ETC.portrait import SHOTS, draw_shot, draw_traits
 from utils import cli
 from utils.cli import InputError
-from utils.files import atomic_write, hold, make_folder, write_csv
+from utils.files import atomic_write, hidden, locked, make_folder, write_csv
 
 GENDERS = ("male", "female")
 AGES = ((18, 29), (30, 59), (60, 80))
@@ -100,17 +100,20 @@ def make_sample(output, people, eval_people, seed):
         raise InputError(f"{output}: not an empty folder; empty it or choose another --output")
     make_folder(output, "choose another --output")
     # Drawn elsewhere, then renamed: nobody should train on half a data set.
-    part = output.with_name(output.name + ".part")
-    hold(part, "choose another --output")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with tqdm(total=people + eval_people, unit="person", disable=None) as progress:
-            write_train(part / "train", people, seed, progress)
-            write_eval(part / "eval", eval_people, seed, progress)
-        output.rmdir()
-        part.rename(output)
-    finally:
+    output = output.absolute()
+    make_folder(output.parent, "choose another --output")
+    part = output.with_name(f".{output.name}.part")
+    held = f"{output}: another command draws to it; choose another --output"
+    with locked(hidden(part, ".lock"), held):
         shutil.rmtree(part, ignore_errors=True)
+        try:
+            with tqdm(total=people + eval_people, unit="person", disable=None) as progress:
+                write_train(part / "train", people, seed, progress)
+                write_eval(part / "eval", eval_people, seed, progress)
+            output.rmdir()
+            part.rename(output)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def get_args_parser():

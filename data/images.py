@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import io
+import os
 import random
 import struct
 import warnings
@@ -11,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from utils.cli import InputError
 
@@ -52,9 +53,9 @@ def pick_photos(paths):
     readable = Image.OPEN.keys() - NO_PHOTOS
     photos, others = [], []
     for path in paths:
-        suffix = path.suffix.lower()
-        if not path.name.startswith("."):
-            is_photo = (kinds.get(suffix) in readable or suffix in HEIC) and not path.is_dir()
+        suffix, file = path.suffix.lower(), os.path.isfile(path) or not os.path.exists(path)
+        if not path.name.startswith("."):  # pipes are no files, and links to nothing bad photos
+            is_photo = file and (kinds.get(suffix) in readable or suffix in HEIC)
             (photos if is_photo else others).append(path)
     return photos, others
 
@@ -93,13 +94,13 @@ def decode(file):
         return np.array(image.convert("RGB")), kind
 
 
-def without_metadata(png):
+def png_without_metadata(png):
     """A PNG file, bytes, without the chunks that neither pixels nor orientation need."""
     kept, start = [png[:8]], 8
     while start < len(png):
         end = start + 12 + int.from_bytes(png[start : start + 4])
         chunk = png[start:end]
-        if chunk[4:8] in (b"tRNS", b"eXIf"):
+        if chunk[4:8] == b"eXIf":
             kept += chunk[:-4], struct.pack(">I", zlib.crc32(chunk[4:-4]))
         elif chunk[4:5].isupper():  # critical, so its checksum counts
             kept.append(chunk)
@@ -107,16 +108,31 @@ def without_metadata(png):
     return b"".join(kept)
 
 
+def jpeg_without_metadata(jpeg):
+    """A JPEG file, bytes, without the segments that neither pixels nor orientation need."""
+    kept, start = [jpeg[:2]], 2
+    while start < len(jpeg) and jpeg[start : start + 2] != b"\xff\xda":  # the pixels
+        end = start + 2 + int.from_bytes(jpeg[start + 2 : start + 4])
+        segment = jpeg[start:end]
+        needed = not 0xE0 <= jpeg[start + 1] <= 0xEF or segment[4:8] == b"Exif"
+        if needed or (
+            segment[4:9] == b"Adobe" and len(segment) >= 16
+        ):  # tells how colours are kept
+            kept.append(segment)
+        start = end
+    return b"".join(kept) + jpeg[start:]
+
+
 def decode_damaged(path, error):
-    """What decode, which raised error, returns, and what is damaged, if it touches no pixel: odd
-    metadata of a PNG, or the end marker that a JPEG lacks. Else raises one of DAMAGE.
+    """What decode, which raised error, returns, and what is damaged, if it touches no pixel: the
+    metadata of a PNG or JPEG, or the end marker that a JPEG lacks. Else raises one of DAMAGE.
     """
     content = Path(path).read_bytes()
     if content.startswith(b"\x89PNG"):
-        return *decode(io.BytesIO(without_metadata(content))), None
+        return *decode(io.BytesIO(png_without_metadata(content))), None
     if not content.startswith(b"\xff\xd8"):
         raise error
-    content = content.removesuffix(END[:1])
+    content = jpeg_without_metadata(content).removesuffix(END[:1])
     # If all pixels are there, they don't depend on what follows.
     (pixels, kind), (others, _) = (decode(io.BytesIO(content + end)) for end in ENDINGS)
     if not np.array_equal(pixels, others):
@@ -136,6 +152,7 @@ def read_image(path):
         try:
             return decode_damaged(path, error)
         except DAMAGE as why:
+            why = error if isinstance(why, UnidentifiedImageError) else why
             hint = "; make it smaller" if isinstance(why, Image.DecompressionBombError) else ""
             if Path(path).suffix.lower() in HEIC and not READS_HEIC:
                 hint = "; convert it to JPEG, or python -m pip install pillow-heif"

@@ -22,7 +22,7 @@ NO_DATA = (
 )
 
 
-def read_table(path, columns, missing_hint):
+def read_table(path, columns, missing_hint, optional=()):
     """Read a CSV file as strings; the index is the line number, and columns may be in any case.
 
     Raises InputError when it is missing (the message ends in missing_hint), unreadable, empty or
@@ -31,11 +31,9 @@ def read_table(path, columns, missing_hint):
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            names, header = {name.lower(): name for name in columns}, next(reader, [])
-            header = [names.get(name.strip().lower(), name.strip()) for name in header]
-            lines, rows, line = [], [], reader.line_num + 1
+            lines, rows, line = [], [], 1
             for row in reader:
-                if any(map(str.strip, row)):  # else a blank line, or one that Excel left
+                if any(map(str.strip, row)) and row[0] != "sep=":  # else Excel's, or a blank line
                     lines.append(line)
                     rows.append(row)
                 line = reader.line_num + 1  # a quoted line break makes a row of several lines
@@ -45,6 +43,9 @@ def read_table(path, columns, missing_hint):
         raise InputError(f"{path}: not UTF-8 ({error}); in Excel, save as CSV UTF-8") from error
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: not a readable CSV file ({error})") from error
+    names = {name.lower(): name for name in (*columns, *optional)}
+    header = [names.get(name.strip().lower(), name.strip()) for name in rows[0]] if rows else []
+    lines, rows = lines[1:], rows[1:]
     wrong = [
         f"line {line}: {len(row)} values for {len(header)} columns, the last {row[-1]!r}"
         for line, row in zip(lines, rows)
@@ -58,7 +59,8 @@ def read_table(path, columns, missing_hint):
         )
     if not rows:
         raise InputError(f"{path}: no rows")
-    return pd.DataFrame(rows, index=lines, columns=header, dtype=str)
+    table = pd.DataFrame(rows, index=lines, columns=header, dtype=str)
+    return table.drop(columns="", errors="ignore")  # behind commas that end all lines
 
 
 def raise_problems(path, problems):
@@ -157,8 +159,8 @@ def list_train_images(data_dir):
             hint = "listed in train.csv, but has no photos here"
             if os.path.isfile(folder):
                 hint = "is a file; path in train.csv is the folder of a person's photos"
-            elif person["path"].startswith("train/images/"):
-                hint = "leave out train/images/ in train.csv"
+            elif re.search(r"(^|[/\\])images[/\\]", person["path"]):
+                hint = "is not in images/; path in train.csv starts below it"
             problems.append(f"{person['path']}: {hint}")
         for photo in photos:
             name = f"{person['path']}/{photo.name}"
@@ -207,7 +209,7 @@ def read_info(data_dir):
     """
     path = Path(data_dir) / "eval" / "info.csv"
     images = Path(data_dir) / "eval" / "images"
-    info = read_table(path, ["ImageID"], NO_DATA)
+    info = read_table(path, ["ImageID"], NO_DATA, optional=["ans"])
     outside = info["ImageID"].map(leaves_folder)
     files = find_names(images, info["ImageID"].where(~outside, "."))
     exists = np.array([os.path.isfile(images / file) for file in files])

@@ -10,6 +10,7 @@ from utils.cli import AT_END, InputError
 from utils.files import (
     atomic_write,
     check_output,
+    hidden,
     locked,
     remove_leftovers,
     write_csv,
@@ -48,6 +49,8 @@ def test_names_of_any_length_and_bytes(tmp_path):
     write_json(tmp_path / "t.json", {"folder": "이\udcff"})
     assert json.loads((tmp_path / "t.json").read_text(encoding="utf-8")) == {"folder": "이\udcff"}
     assert len(os.listdir(tmp_path)) == 2
+    names = {hidden(tmp_path / f"{'a' * 50}{ending}", ".lock") for ending in (".csv", "_sheet.png")}
+    assert len(names) == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has locks everywhere")
@@ -85,7 +88,10 @@ def test_an_output_that_cannot_or_must_not_be_written_is_refused(tmp_path):
 
     assert check("new/a.csv") == [tmp_path / "new/table.csv"]
     assert not any((tmp_path / "new").iterdir())
-    with FileLock(tmp_path / "new/.table.csv.lock"), pytest.raises(InputError, match="another"):
+    with (
+        FileLock(hidden(tmp_path / "new/table.csv", ".lock")),
+        pytest.raises(InputError, match="another"),
+    ):
         check("new/a.csv")
     for name, message in (
         ("a.txt", r"ends in \.csv"),

@@ -91,6 +91,7 @@ ODD_CHUNKS = {
     "wrong checksum": chunk(b"pHYs", bytes(9), checksum=1),
     "EXIF that is none": chunk(b"eXIf", b"junk"),
     "EXIF profile that is none": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 20\nzzzz"),
+    "transparency cut off": chunk(b"tRNS", b"\0"),
     "EXIF behind a wrong checksum": chunk(b"tEXt", b"a\0b", checksum=1) + chunk(b"eXIf", TURN),
 }
 
@@ -102,6 +103,17 @@ def test_pngs_with_odd_metadata_are_read(tmp_path, case):
     turn = 2 if "behind" in case else 0
     expected = np.rot90(np.array(Image.open(io.BytesIO(png))), turn)
     assert np.array_equal(load_image(tmp_path / "odd.png"), expected)
+
+
+@pytest.mark.parametrize("name", [b"JFIF", b"ICC_PROFILE", b"Adobe", b"Photoshop 3.0", b"Exif"])
+def test_jpegs_with_segments_cut_off_are_read(tmp_path, name):
+    for content in (name, name + b"\0", name + b"\0\1", name + b"\0" * 9):
+        for marker in (0xE0, 0xE1, 0xE2, 0xED, 0xEE):
+            segment = bytes([255, marker]) + struct.pack(">H", len(content) + 2) + content
+            (tmp_path / "odd.jpg").write_bytes(PHOTO[:2] + segment + PHOTO[2:])
+            image, _, damage = read_image(tmp_path / "odd.jpg")
+            assert image is not None, (name, content, marker, damage)
+            assert image.shape == (512, 384, 3)
 
 
 def test_odd_metadata_of_other_formats(tmp_path, monkeypatch):

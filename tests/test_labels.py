@@ -126,6 +126,8 @@ def test_people_are_read(folder):
     text = PEOPLE.replace("female", "Female ").replace(",male", ", M").replace("id,", "ID ,")
     (folder / "train/train.csv").write_text(text + ",,,,\n ,,,,\n")
     assert read_people(folder).equals(people)
+    (folder / "train/train.csv").write_text("sep=,\n\n" + PEOPLE.replace("\n", ",\n"))
+    assert read_people(folder).equals(people)
     # As Excel writes it, with a column more, a blank line and a quoted comma.
     text = PEOPLE.replace("race", "note").replace("Asian", '"a, b"').replace("\n", "\r\n\r\n")
     (folder / "train/train.csv").write_text(text, encoding="utf-8-sig", newline="")
@@ -139,6 +141,7 @@ TRAIN_TABLES = {
     "age 121": (PEOPLE.replace("29", "121"), ["line 2: age"]),
     "two problems": (PEOPLE.replace("29", "x").replace("4,male", "4,x"),
                      ["line 2: age", "line 5: gender"]),
+    "line of the separator": ("sep=,\n" + PEOPLE.replace("59", "x"), ["line 5: age"]),
     "blank lines": (PEOPLE.replace("\n", "\n\n").replace("59", "x"), ["line 7: age"]),
     "line breaks": (PEOPLE.replace("Asian", '"a\nb"').replace("59", "x"), ["line 6: age"]),
     "path twice": (PEOPLE.replace("60,d", "60,./a"), ["line 5: path './a' is a duplicate"]),
@@ -148,7 +151,7 @@ TRAIN_TABLES = {
     "path above, hidden": (PEOPLE.replace("29,a", "29, ../images/a"), ["is outside images/"]),
     "no folder": (PEOPLE.replace("29,a", "29,nobody"), ["nobody: ", "no photos"]),
     "a photo": (PEOPLE.replace("29,a", "29,a/normal.jpg"), ["a/normal.jpg: is a file"]),
-    "too long": (PEOPLE.replace("29,a", "29,train/images/a"), ["leave out train/images/"]),
+    "too long": (PEOPLE.replace("29,a", "29,train/images/a"), ["in train.csv starts below it"]),
     "value shown": (PEOPLE.replace("female", "femal "), ["line 2: gender 'femal ' is not female"]),
     "comma behind": (PEOPLE.replace("30,b", "30,b,"), ["5 columns, the last ''"]),
 }  # fmt: skip
@@ -235,6 +238,8 @@ def test_info_keeps_other_columns_and_answers_follow_its_order(folder):
     (folder / "eval/info.csv").write_text("note,ImageID,ans\n01,c.jpg,0\n02,a.jpg,0\n")
     info, files = read_info(folder)
     assert files == ["c.jpg", "a.jpg"]
+    (folder / "eval/info.csv").write_text("note,imageid, ANS,\n01,c.jpg,0,\n02,a.jpg,0,\n")
+    assert read_info(folder)[0].equals(info)
     assert info.to_dict("list") == {
         "note": ["01", "02"], "ImageID": ["c.jpg", "a.jpg"], "ans": ["0", "0"],
     }  # fmt: skip

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from conftest import SMALL, assert_refused, run, run_ok, spawn
 from utils import runs
 from utils.checkpoint import load_checkpoint
 from utils.cli import InputError
+from utils.files import hidden
 
 BEST = ["--recipe", "best", "--epochs", 2]
 
@@ -178,9 +180,33 @@ def test_a_run_survives_until_the_new_one_has_an_epoch(command, tmp_path, monkey
         monkeypatch.undo()
 
 
+def test_a_run_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    new = tmp_path / ".first_epoch"
+    new.mkdir()
+    for name in ("best.pth", "log.csv"):
+        (tmp_path / name).write_text("old")
+        (new / name).write_text("new")
+    replace = Path.replace
+
+    def fail(path, target):
+        if path == new / "log.csv":
+            raise PermissionError(13, "Permission denied", str(path))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(PermissionError):
+        runs.replace_run(tmp_path, new)
+    assert {path.read_text() for path in tmp_path.glob("*.*") if path.is_file()} == {"old"}
+    monkeypatch.undo()
+    runs.replace_run(tmp_path, new)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "best.pth": "new", "log.csv": "new",
+    }  # fmt: skip
+
+
 def test_a_folder_is_for_one_run_at_a_time(command, tmp_path):
     (tmp_path / "age_fold0").mkdir()
-    with FileLock(tmp_path / "age_fold0/.lock"):
+    with FileLock(hidden(tmp_path / "age_fold0", ".lock")):
         assert_refused(run(*command, "--epochs", 1), "age_fold0: another command writes to it")
 
 

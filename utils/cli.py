@@ -1,6 +1,7 @@
 """What the command lines of all scripts share: arguments, one-line errors, exit status."""
 
 import argparse
+import atexit
 import contextlib
 import errno
 import multiprocessing
@@ -14,7 +15,8 @@ import torch
 
 from config import config
 
-AT_END = contextlib.ExitStack()  # what run() closes when a command ends
+AT_END = contextlib.ExitStack()  # closed when a command, or Python, ends
+atexit.register(AT_END.close)
 
 
 class InputError(Exception):

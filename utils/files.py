@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import tempfile
+import zlib
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -28,8 +29,7 @@ def atomic_write(path, mode="wb"):
     be written, for example because the disk is full; the old file stays.
     """
     path = Path(path)
-    # Random, as processes in two containers may have the same number; names are at most 255 bytes.
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")
+    temporary = hidden(path, f".{secrets.token_hex(4)}.tmp")
     # Bytes in a file name that are no text are escaped, as in JSON.
     text = {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
     try:
@@ -50,6 +50,11 @@ def atomic_write(path, mode="wb"):
     finally:
         with contextlib.suppress(OSError):  # or it would hide the first error
             temporary.unlink(missing_ok=True)
+
+
+def hidden(path, ending):
+    """A hidden path beside path, of its own, and short: names have at most 255 bytes."""
+    return path.with_name(f".{path.name[:40]}.{zlib.crc32(os.fsencode(path.name)):08x}{ending}")
 
 
 def has_locks(folder):
@@ -83,6 +88,10 @@ def locked(path, held, wait=False):
             raise InputError(held) from error
         print(held, flush=True)
         lock.acquire()
+    except OSError as error:
+        raise InputError(
+            f"{path}: {error.strerror}; remove it, or choose another folder"
+        ) from error
     try:
         yield
     finally:
@@ -96,9 +105,8 @@ def hold(path, way_out):
     """Hold the lock of a file or folder until the command ends: nobody else may write to it.
     Raises InputError, with way_out, when another command does.
     """
-    path = Path(path)
-    lock = path / ".lock" if path.is_dir() else path.with_name(f".{path.name[:40]}.lock")
-    AT_END.enter_context(locked(lock, f"{path}: another command writes to it; {way_out}"))
+    held = f"{path}: another command writes to it; {way_out}"
+    AT_END.enter_context(locked(hidden(Path(path).absolute(), ".lock"), held))
 
 
 def remove_leftovers(folder, pattern=".*"):
@@ -139,7 +147,7 @@ def check_output(output, suffixes, inputs, beside=()):
         if path.exists() and any(path.samefile(read) for read in inputs):
             raise InputError(f"--output {output}: would overwrite {path}, which is read here")
         hold(path, "wait for it, or choose another --output")
-        remove_leftovers(path.parent, f".{glob.escape(path.name[:40])}")
+        remove_leftovers(path.parent, glob.escape(hidden(path, "").name))
     return paths[1:]
 
 

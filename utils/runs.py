@@ -11,7 +11,7 @@ from utils.device import PRECISIONS
 from utils.files import hold, make_folder, remove_leftovers, write_csv, write_json
 
 RUN_FILES = ("best.pth", "last.pth", "log.csv", "val_predictions.csv", "curves.png",
-             "confusion.png", "report.html")  # fmt: skip
+             "confusion.png", "report.html", "tensorboard")  # fmt: skip
 # --resume may change these arguments. All others change the result of a run.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "no_cache", "crop_batch_size", "device",
                   "num_workers", "epochs", "overwrite", "resume", "skip_bad", "tensorboard",
@@ -32,13 +32,22 @@ def prepare_folder(args):
 
 
 def replace_run(folder, new):
-    """Remove the run in folder and put there what is in the folder new."""
-    for path in (*(folder / name for name in RUN_FILES), *folder.glob("best.*.onnx")):
-        path.unlink(missing_ok=True)
-    if (folder / "tensorboard").exists():
-        shutil.rmtree(folder / "tensorboard")
-    for path in new.iterdir():
-        path.replace(folder / path.name)
+    """Remove the run in folder and put there what is in the folder new, or else change nothing."""
+    old, moved = folder / ".replaced", []
+    shutil.rmtree(old, ignore_errors=True)  # of a run that was killed
+    old.mkdir()
+    paths = [*(folder / name for name in RUN_FILES), *folder.glob("best.*.onnx")]
+    moves = [(path, old / path.name) for path in paths if path.exists()]
+    moves += [(path, folder / path.name) for path in new.iterdir()]
+    try:
+        for source, target in moves:
+            source.replace(target)
+            moved.append((source, target))
+    except OSError:
+        for source, target in reversed(moved):
+            target.replace(source)
+        raise
+    shutil.rmtree(old)
     new.rmdir()
 
 
