@@ -8,11 +8,6 @@ from models.age_head import age_distribution_loss
 from models.focal_loss import focal_loss
 
 
-def label_smoothing_loss(logits, targets, smoothing=0.1):
-    """Cross-entropy with a share of each target, smoothing, spread evenly over all classes."""
-    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-
-
 def soft_f1_loss(logits, targets):
     """1 - macro-F1 of the softmax probabilities, in [0, 1].
 
@@ -35,7 +30,7 @@ def ce_f1_loss(logits, targets):
 LOSSES = {
     "cross_entropy": F.cross_entropy,
     "focal": focal_loss,
-    "label_smoothing": label_smoothing_loss,
+    "label_smoothing": F.cross_entropy,  # a share of each target spread over all classes
     "f1": soft_f1_loss,
     "ce_f1": ce_f1_loss,
     "age_distribution": age_distribution_loss,  # its logits and targets are ages in years
@@ -43,10 +38,7 @@ LOSSES = {
 
 
 def build_loss(name, gamma=2.0, smoothing=0.1, sigma=3.0):
-    """One of LOSSES with its option: gamma, smoothing or sigma, as it is called there."""
-    options = {
-        "focal": {"gamma": gamma},
-        "label_smoothing": {"smoothing": smoothing},
-        "age_distribution": {"sigma": sigma},
-    }
+    """One of LOSSES with its option: gamma, smoothing or sigma."""
+    options = {"focal": {"gamma": gamma}, "label_smoothing": {"label_smoothing": smoothing},
+               "age_distribution": {"sigma": sigma}}  # fmt: skip
     return partial(LOSSES[name], **options.get(name, {}))

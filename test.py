@@ -73,12 +73,9 @@ def probability_table(info, good, probs):
 
 def print_scores(answers, classes):
     """Print macro-F1 and accuracy of official classes, int64 (N,), in all and for each head."""
-    scored = {"18 classes": (answers, classes, 18)}
-    for target, true, predicted in zip(
-        config.CLASSES, split_classes(answers), split_classes(classes)
-    ):
-        scored[target] = true, predicted, len(config.CLASSES[target])
-    for name, arrays in scored.items():
+    sizes = map(len, config.CLASSES.values())
+    heads = zip(config.CLASSES, split_classes(answers), split_classes(classes), sizes)
+    for name, *arrays in (("18 classes", answers, classes, 18), *heads):
         scores = classification_scores(*arrays)
         print(f"{name}: macro-F1 {scores['macro_f1']:.4f}, accuracy {scores['accuracy']:.4f}")
 

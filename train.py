@@ -141,7 +141,7 @@ def main():
         seeds = np.random.SeedSequence([args.seed, epoch, rank()])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
         train_loader.sampler.set_epoch(epoch)
-        train_loader.dataset.set_epoch(epoch)
+        train_loader.dataset.epoch.fill_(epoch)
         rates = learning_rates(args, epoch, len(train_loader))
         train_loss = train_one_epoch(
             train_network, train_loader, criterion, optimizer, scaler, rates, pixel_stats, precision

@@ -18,6 +18,7 @@ from pathlib import Path
 
 if __spec__ is None:  # started as a file, not by python -m
     sys.path[0] = str(Path(__file__).parents[1])
+    import config
 
 import contextlib
 import importlib.metadata
@@ -190,7 +191,7 @@ def train_this(job):
     def work():
         epoch = next(epochs)
         loader.sampler.set_epoch(epoch)
-        dataset.set_epoch(epoch)
+        dataset.epoch.fill_(epoch)
         train_one_epoch(
             network, loader, F.cross_entropy, optimizer, scaler, rates, stats, job.precision
         )

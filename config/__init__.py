@@ -17,7 +17,7 @@ try:
 except (ImportError, KeyError, OSError):
     os.environ["USER"] = str(getattr(os, "getuid", os.getpid)())
 if os.path.expanduser("~") == "~":
-    os.environ["HOME"] = tempfile.gettempdir()
+    os.environ["HOME"] = tempfile.mkdtemp()  # nobody else may write to it
 
 # OpenMP's threads spin while they wait for each other, by default for milliseconds, and no other
 # process gets the core meanwhile; so many turns take some 20 microseconds (ETC/MACHINES.md).

@@ -16,17 +16,10 @@ NOISE = {"std_range": (10**0.5 / 255, 50**0.5 / 255)}
 
 def for_mask(A):
     """The original's for the mask head: a change of shape, then one of colour."""
-    return [
-        A.OneOf([A.Perspective(), A.Rotate(**ROTATE)], p=0.5),
-        A.OneOf(
-            [
-                A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0),
-                A.HueSaturationValue(),
-                A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.2),
-            ],
-            p=0.5,
-        ),
-    ]
+    brightness = A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0)
+    contrast = A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.2)
+    colour = A.OneOf([brightness, A.HueSaturationValue(), contrast], p=0.5)
+    return [A.OneOf([A.Perspective(), A.Rotate(**ROTATE)], p=0.5), colour]
 
 
 def for_age(A):
@@ -42,24 +35,15 @@ def for_gender(A):
 
 def light(A):
     """Changes that a camera might make, for any head."""
-    move = A.Affine(
-        scale=(0.9, 1.1),
-        translate_percent=(-0.05, 0.05),
-        rotate=(-10, 10),
-        border_mode=cv2.BORDER_REPLICATE,
-        p=0.8,
-    )
+    limits = {"scale": (0.9, 1.1), "translate_percent": (-0.05, 0.05), "rotate": (-10, 10)}
+    move = A.Affine(**limits, border_mode=cv2.BORDER_REPLICATE, p=0.8)
     brightness = A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5)
     return [A.HorizontalFlip(p=0.5), move, brightness]
 
 
-AUGMENTATIONS = {  # functions of albumentations, whose import takes a second
-    "none": lambda A: [],
-    "mask": for_mask,
-    "age": for_age,
-    "gender": for_gender,
-    "light": light,
-}
+# Functions of albumentations, whose import takes a second.
+AUGMENTATIONS = {"none": lambda A: [], "mask": for_mask, "age": for_age, "gender": for_gender,
+                 "light": light}  # fmt: skip
 
 
 def build_augmentation(name):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 if __spec__ is None:  # started as a file, not by python -m
     sys.path[0] = str(Path(__file__).parents[1])
+    import config
 
 import io
 import json
@@ -215,18 +216,13 @@ def fingerprint(path):
 
 def finished_crops(folder, settings, marks):
     """The manifest, {file: row}, of those of marks, {file: fingerprint}, that need no new crop."""
-    done = {}
-    if is_first():
-        stored, rows = read_record(folder)
-        done = {
-            file: rows[file]
-            for file, mark in marks.items()
-            if stored == settings
-            and file in rows
-            and rows[file]["method"] != "bad"  # which may have been the disk's fault
-            and (rows[file]["source_size"], rows[file]["source_mtime_ns"]) == mark
-            and (folder / file).exists()
-        }
+    done, (stored, rows) = {}, read_record(folder) if is_first() else ({}, {})
+    for file in filter(rows.get, marks) if stored == settings else ():
+        row = rows[file]
+        same = (row["source_size"], row["source_mtime_ns"]) == marks[file]
+        # A bad one may have been the disk's fault.
+        if same and row["method"] != "bad" and (folder / file).exists():
+            done[file] = row
     return gather(done)[0]
 
 

@@ -42,9 +42,7 @@ def map_file(path):
     try:
         return np.load(path, mmap_mode="r")
     except OSError as error:  # removed by a command with other crops, or not mapped to memory here
-        raise InputError(
-            f"{path}: can't be mapped ({error}); start again, or use --no-cache"
-        ) from error
+        raise InputError(f"{path}: can't be mapped ({error}); try --no-cache") from error
 
 
 class ResizedCrops:
@@ -73,10 +71,6 @@ class FaceDataset(Dataset):
         self.crops, self.labels, self.seed = crops, labels, seed
         self.views = [(side, build_augmentation(name)) for side, name in views]
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by all workers
-
-    def set_epoch(self, epoch):
-        """Have the next pass augment otherwise than the last one."""
-        self.epoch.fill_(epoch)
 
     def __len__(self):
         return len(self.crops)
@@ -186,9 +180,8 @@ def val_predictions(photos, logits, target):
     names = np.array(config.CLASSES[target])
     labels = head_labels(photos, target)
     log_probs = logits.double().log_softmax(dim=1).numpy()
-    table = photos[["file", "group", "shot", "method", "gender", "age"]].rename(
-        columns={"group": "person"}
-    )
+    columns = ["file", "group", "shot", "method", "gender", "age"]
+    table = photos[columns].rename(columns={"group": "person"})
     table["label"], table["predicted"] = names[labels], names[log_probs.argmax(axis=1)]
     for name, column in zip(names, np.exp(log_probs).round(6).T):
         table[f"p_{name}"] = column

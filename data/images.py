@@ -32,15 +32,11 @@ if READS_HEIC:
 # What Pillow can identify but not read, or only with the help of other programs.
 NO_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # How to turn a photo upright, by its orientation; from 5 on, width and height change places.
+TURN = Image.Transpose
 UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+    2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE,
+    6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90,
+}  # fmt: skip
 # Two endings for a JPEG file that is cut off: no more pixels, or pixels after any restart marker.
 FILL = random.Random(0).randbytes(64).replace(b"\xff", b"")
 END = b"\xff\xd9"
@@ -133,6 +129,10 @@ def decode_damaged(path, error):
     if not content.startswith(b"\xff\xd8"):
         raise error
     content = jpeg_without_metadata(content).removesuffix(END[:1])
+    scan = content.rindex(b"\xff\xda")
+    start = scan + 5 + 2 * content[scan + 4]  # where it says which frequencies and bits it has
+    if content[start + 1] != 63 or content[start + 2] & 15:  # a progressive JPEG has the last ones
+        raise ValueError("its details are missing")
     # If all pixels are there, they don't depend on what follows.
     (pixels, kind), (others, _) = (decode(io.BytesIO(content + end)) for end in ENDINGS)
     if not np.array_equal(pixels, others):

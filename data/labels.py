@@ -31,11 +31,10 @@ def read_table(path, columns, missing_hint, optional=()):
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            lines, rows, line = [], [], 1
+            rows, line = {}, 1
             for row in reader:
                 if any(map(str.strip, row)) and row[0] != "sep=":  # else Excel's, or a blank line
-                    lines.append(line)
-                    rows.append(row)
+                    rows[line] = row
                 line = reader.line_num + 1  # a quoted line break makes a row of several lines
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; {missing_hint}") from error
@@ -44,22 +43,20 @@ def read_table(path, columns, missing_hint, optional=()):
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: not a readable CSV file ({error})") from error
     names = {name.lower(): name for name in (*columns, *optional)}
-    header = [names.get(name.strip().lower(), name.strip()) for name in rows[0]] if rows else []
-    lines, rows = lines[1:], rows[1:]
+    header = rows.pop(next(iter(rows), None), [])
+    header = [names.get(name.strip().lower(), name.strip()) for name in header]
     wrong = [
         f"line {line}: {len(row)} values for {len(header)} columns, the last {row[-1]!r}"
-        for line, row in zip(lines, rows)
+        for line, row in rows.items()
         if len(row) != len(header)
     ]
     raise_problems(path, wrong)
     if missing := [name for name in columns if header.count(name) != 1]:
-        raise InputError(
-            f"{path}: no column {', '.join(missing)} among {', '.join(header)}; separate columns "
-            "by commas, and write each name once"
-        )
+        hint = "separate columns by commas, and write each name once"
+        raise InputError(f"{path}: no column {', '.join(missing)} in {', '.join(header)}; {hint}")
     if not rows:
         raise InputError(f"{path}: no rows")
-    table = pd.DataFrame(rows, index=lines, columns=header, dtype=str)
+    table = pd.DataFrame([*rows.values()], index=[*rows], columns=header, dtype=str)
     return table.drop(columns="", errors="ignore")  # behind commas that end all lines
 
 
@@ -235,9 +232,7 @@ def read_answers(path, info):
     classes = pd.to_numeric(table.set_index(names)["ans"], errors="coerce")
     answers = info["ImageID"].map(same_name).map(classes)
     wrong = info["ImageID"][~answers.isin(range(18))]
-    if len(wrong):
-        raise InputError(f"{path}: {len(wrong)} images without a class from 0 to 17, first "
-                         f"{wrong.iloc[0]}")  # fmt: skip
+    raise_problems(path, [f"{name} has no class from 0 to 17" for name in wrong])
     if len(answers) > 1 and (answers == 0).all():
         raise InputError(f"{path}: every ans is 0, as in info.csv; give the true classes")
     return answers.to_numpy(dtype=np.int64)

@@ -79,10 +79,8 @@ def build_members(checkpoints, device, backend, tta=None, age_views=0):
             seen = [(checkpoint["resize"], "none", 0)]
             if target == "age" and age_views:
                 if checkpoint["augment"] == "none":
-                    path = checkpoint["path"]
-                    raise InputError(f"--age-views: {path} was trained with --augment none")
-                augmented = checkpoint["resize"], checkpoint["augment"]
-                seen += [(*augmented, number + 1) for number in range(age_views)]
+                    raise InputError(f"--age-views: {checkpoint['path']} has --augment none")
+                seen += [(seen[0][0], checkpoint["augment"], 1 + i) for i in range(age_views)]
             views += [view for view in seen if view not in views]
             predictor = build_predictor(checkpoint, device, backend, tta)
             members[target].append((predictor, [views.index(view) for view in seen]))

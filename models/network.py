@@ -16,13 +16,8 @@ from utils.cli import InputError
 
 NETWORKS = (*(f"efficientnet-b{i}" for i in range(8)), "efficientnet-lite0")
 # Each convolution with the batch norm behind it, by their names in both packages.
-NORMED = (
-    ("_conv_stem", "_bn0"),
-    ("_expand_conv", "_bn0"),
-    ("_depthwise_conv", "_bn1"),
-    ("_project_conv", "_bn2"),
-    ("_conv_head", "_bn1"),
-)
+NORMED = (("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"),
+          ("_project_conv", "_bn2"), ("_conv_head", "_bn1"))  # fmt: skip
 
 
 def normalization(name):
@@ -70,10 +65,8 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
         try:
             network = EfficientNet.from_pretrained(name, **options)
         except (OSError, *DAMAGE) as error:
-            why = (
-                f"can't be downloaded ({error}); use --weights FILE, --no-pretrained, --model "
-                "efficientnet-lite0, whose weights are installed, or another TORCH_HOME"
-            )
+            way_out = "--weights, --no-pretrained, --model efficientnet-lite0 or another TORCH_HOME"
+            why = f"can't be downloaded ({error}); use {way_out}"
             if file.exists():
                 why = "damaged; delete it to have it downloaded anew"
             raise InputError(f"{file}: {why}") from error

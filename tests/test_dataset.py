@@ -50,7 +50,7 @@ def epochs(crops, num_workers, augment="gender", seed=777):
     passes = []
     for epoch in (1, 2):
         loader.sampler.set_epoch(epoch)
-        dataset.set_epoch(epoch)
+        dataset.epoch.fill_(epoch)
         images, labels = zip(*loader)
         passes.append((torch.cat(images), torch.cat(labels)))
     return passes

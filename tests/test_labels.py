@@ -254,9 +254,9 @@ EVAL_TABLES = {
         (INFO.replace("b.jpg", "../info.csv"), "line 3: ImageID '../info.csv' is outside"),
     ],
     "answers.csv": [
-        (ANSWERS.replace("b.jpg", "d.jpg"), "1 images without a class from 0 to 17, first b.jpg"),
-        (ANSWERS.replace("17", "18"), "without a class from 0 to 17, first a.jpg"),
-        (ANSWERS.replace("17", "young"), "without a class from 0 to 17"),
+        (ANSWERS.replace("b.jpg", "d.jpg"), "b.jpg has no class from 0 to 17"),
+        (ANSWERS.replace("17", "18"), "a.jpg has no class from 0 to 17"),
+        (ANSWERS.replace("17", "young"), "has no class from 0 to 17"),
         (ANSWERS + "a.jpg,17\n", "line 5: ImageID 'a.jpg' is a duplicate"),
         (INFO, "every ans is 0"),
     ],

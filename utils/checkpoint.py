@@ -79,7 +79,8 @@ def find_checkpoints(folders):
     """
     for folder in map(Path, folders):
         if not any(folder.glob("*_fold[0-9]/best.pth")):
-            below = shlex.join(sorted({str(run.parent.parent) for run in folder.rglob("best.pth")}))
+            found = folder.rglob("*_fold[0-9]/best.pth")
+            below = shlex.join(sorted({str(run.parent.parent) for run in found}))
             hint = f"; try --runs {below}" if below else "; name an --output-dir of train.py"
             raise InputError(f"--runs {folder}: no <target>_fold<k>/best.pth in it{hint}")
     checkpoints = {target: {} for target in CLASSES}

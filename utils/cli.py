@@ -95,13 +95,10 @@ def number(convert, accepts, meaning):
     """An argparse type: convert(text), refused with its meaning unless accepts(value)."""
 
     def parse(text):
-        try:
-            value = convert(text)
-        except ValueError:
-            value = None
-        if value is None or not accepts(value):
-            raise argparse.ArgumentTypeError(f"{text} is not {meaning}")
-        return value
+        with contextlib.suppress(ValueError):
+            if accepts(value := convert(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not {meaning}")
 
     return parse
 

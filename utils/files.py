@@ -59,13 +59,12 @@ def hidden(path, ending):
 
 def has_locks(folder):
     """Whether files in folder can be locked; in old versions, FileLock would wait for ever."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
+    make_folder(folder, "choose another folder")
+    with tempfile.TemporaryFile(dir=folder) as file, contextlib.suppress(OSError):
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -80,7 +79,7 @@ def locked(path, held, wait=False):
     if not has_locks(path.parent):
         print(f"{path.parent}: files can't be locked here; let no other command write to it")
         return (yield)
-    lock = FileLock(path)
+    lock = FileLock(path, mode=0o666)  # for other users of the folder too
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -102,11 +101,15 @@ def locked(path, held, wait=False):
 
 
 def hold(path, way_out):
-    """Hold the lock of a file or folder until the command ends: nobody else may write to it.
-    Raises InputError, with way_out, when another command does.
+    """Hold the lock of a file or folder, without leftovers, until the command ends: nobody else may
+    write to it. Raises InputError, with way_out, when another command does.
     """
     held = f"{path}: another command writes to it; {way_out}"
-    AT_END.enter_context(locked(hidden(Path(path).absolute(), ".lock"), held))
+    AT_END.enter_context(locked(hidden(path.absolute(), ".lock"), held))
+    if is_first() and path.is_dir():
+        remove_leftovers(path)
+    elif is_first():
+        remove_leftovers(path.parent, glob.escape(hidden(path, "").name))
 
 
 def remove_leftovers(folder, pattern=".*"):
@@ -147,7 +150,6 @@ def check_output(output, suffixes, inputs, beside=()):
         if path.exists() and any(path.samefile(read) for read in inputs):
             raise InputError(f"--output {output}: would overwrite {path}, which is read here")
         hold(path, "wait for it, or choose another --output")
-        remove_leftovers(path.parent, glob.escape(hidden(path, "").name))
     return paths[1:]
 
 

@@ -14,8 +14,6 @@ def classification_scores(targets, predictions, num_classes):
 
     labels = range(num_classes)
     class_f1 = f1_score(targets, predictions, labels=labels, average=None, zero_division=0)
-    return {
-        "accuracy": float(np.mean(np.equal(targets, predictions))),
-        "macro_f1": float(class_f1.mean()),
-        "class_f1": class_f1.tolist(),
-    }
+    accuracy = float(np.mean(np.equal(targets, predictions)))
+    macro_f1 = float(class_f1.mean())
+    return {"accuracy": accuracy, "macro_f1": macro_f1, "class_f1": class_f1.tolist()}

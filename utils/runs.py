@@ -8,7 +8,7 @@ import pandas as pd
 from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
 from utils.cli import InputError
 from utils.device import PRECISIONS
-from utils.files import hold, make_folder, remove_leftovers, write_csv, write_json
+from utils.files import hold, make_folder, write_csv, write_json
 
 RUN_FILES = ("best.pth", "last.pth", "log.csv", "val_predictions.csv", "curves.png",
              "confusion.png", "report.html", "tensorboard")  # fmt: skip
@@ -27,7 +27,6 @@ def prepare_folder(args):
     hold(folder, "wait for it, or choose another --output-dir")
     if not (args.overwrite or args.resume) and any((folder / name).exists() for name in RUN_FILES):
         raise InputError(f"{folder}: holds a run; use --resume, --overwrite or --output-dir")
-    remove_leftovers(folder)
     return folder
 
 
@@ -47,7 +46,7 @@ def replace_run(folder, new):
         for source, target in reversed(moved):
             target.replace(source)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
     new.rmdir()
 
 

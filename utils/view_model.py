@@ -8,6 +8,7 @@ from pathlib import Path
 
 if __spec__ is None:  # started as a file, not by python -m
     sys.path[0] = str(Path(__file__).parents[1])
+    import config
 
 import re
 import shutil
@@ -50,15 +51,11 @@ def count_layers(skeleton, resize, depth):
     import torchinfo
 
     return torchinfo.summary(
-        skeleton,
-        (1, 3, resize, resize),
+        skeleton, (1, 3, resize, resize), device="meta", verbose=0, col_width=18,
         depth=depth + 1,  # the list of the blocks is a level too
         col_names=("output_size", "num_params", "mult_adds"),
-        col_width=18,
         row_settings=("var_names", "ascii_only"),  # not every terminal shows its lines
-        device="meta",
-        verbose=0,
-    )
+    )  # fmt: skip
 
 
 def draw_graph(skeleton, resize, depth, path):
