@@ -68,7 +68,7 @@ def test_scale_runs_commands_that_are_understood(sample_dir, tmp_path, monkeypat
         args = parser.parse_args([*map(str, arguments)])
         if name == "data.crop":  # of twelve people
             assert list_train_images(args.data_dir)["id"].nunique() == 14
-            assert len(read_info(args.data_dir)) == 14 * 7
+            assert len(read_info(args.data_dir)[1]) == 14 * 7
         commands.append((name, args))
         return 2.0, 100.0
 

@@ -152,8 +152,8 @@ def test_bad_images_get_the_most_frequent_class(command, sample_dir, tmp_path):
         (["--runs", "{tmp}/runs/a"], ["python train.py --target gender"]),
         (["--backend", "onnx", "--precision", "bf16"], ["--backend onnx"]),
         (["--answers", "{data}/eval/info.csv"], ["info.csv", "every ans is 0"]),
-        (["--output", "{data}/eval/info.csv"], ["info.csv", "read here"]),
-        (["--output", "{tmp}/runs/a/mask_fold0/s.csv"], ["holds a run"]),
+        (["--output", "{data}/eval/info.csv"], ["info.csv", "folder of a run or of data"]),
+        (["--output", "{tmp}/runs/a/mask_fold0/s.csv"], ["folder of a run"]),
     ],
     ids=lambda value: " ".join(map(str, value)),
 )

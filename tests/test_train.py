@@ -86,7 +86,7 @@ def test_a_download_that_fails_is_one_line_before_hours_of_cropping(
     monkeypatch.setattr(efficientnet_pytorch.utils.model_zoo, "load_url", fail)
     options = ["--model", "efficientnet-b0", "--crop-dir", tmp_path / "crops"]
     done = train_small(sample_dir, tmp_path, *options, run=run)
-    assert_refused(done, "Name or service not known", "--weights FILE", "--no-pretrained")
+    assert_refused(done, "Name or service not known", "--weights", "--no-pretrained")
     assert not (tmp_path / "crops").exists()
 
 

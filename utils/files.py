@@ -142,7 +142,8 @@ def check_output(output, suffixes, inputs, beside=()):
         raise InputError(f"--output {output}: name a file that ends in {suffixes[0]}{other}")
     paths = [output, *(output.with_name(name) for name in beside)]
     make_folder(output.parent, "choose another --output")
-    if any((output.parent / name).exists() for name in ("last.pth", "train.csv", "info.csv")):
+    holds = ("best.pth", "last.pth", "train.csv", "info.csv")
+    if any((output.parent / name).exists() for name in holds):
         raise InputError(f"--output {output}: in a folder of a run or of data; choose another one")
     for path in paths:
         if path.exists() and not path.is_file():
