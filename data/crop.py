@@ -12,7 +12,7 @@ from pathlib import Path
 
 if __spec__ is None:  # started as a file, not by python -m
     sys.path[0] = str(Path(__file__).parents[1])
-    import config
+    import config  # before PyTorch
 
 import io
 import json
