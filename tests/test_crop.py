@@ -268,7 +268,9 @@ def test_crops_that_are_replaced_meanwhile_are_noticed(photos_dir, sample_dir, r
     work = getattr(module, name)
 
     def replaced(*arguments):
-        run_ok("-m", "data.crop", "--data-dir", data_dir, "--margin-x", 0, run=spawn)
+        split = "train" if script == "train.py" else "eval"
+        run_ok("-m", "data.crop", "--data-dir", data_dir, "--margin-x", 0, "--split", split,
+               run=spawn)  # fmt: skip
         return work(*arguments)
 
     monkeypatch.setattr(module, name, replaced)
