@@ -110,10 +110,8 @@ def jpeg_without_metadata(jpeg):
     while start < len(jpeg) and jpeg[start : start + 2] != b"\xff\xda":  # the pixels
         end = start + 2 + int.from_bytes(jpeg[start + 2 : start + 4])
         segment = jpeg[start:end]
-        needed = not 0xE0 <= jpeg[start + 1] <= 0xEF or segment[4:8] == b"Exif"
-        if needed or (
-            segment[4:9] == b"Adobe" and len(segment) >= 16
-        ):  # tells how colours are kept
+        adobe = segment[4:9] == b"Adobe" and len(segment) >= 16  # says how colours are kept
+        if adobe or segment[4:8] == b"Exif" or not 0xE0 <= jpeg[start + 1] <= 0xEF:
             kept.append(segment)
         start = end
     return b"".join(kept) + jpeg[start:]
@@ -129,8 +127,10 @@ def decode_damaged(path, error):
     if not content.startswith(b"\xff\xd8"):
         raise error
     content = jpeg_without_metadata(content).removesuffix(END[:1])
-    scan = content.rindex(b"\xff\xda")
+    scan = content.rfind(b"\xff\xda")
     start = scan + 5 + 2 * content[scan + 4]  # where it says which frequencies and bits it has
+    if content.find(END, start) > 0:  # the metadata was to blame
+        return *decode(io.BytesIO(content)), None
     if content[start + 1] != 63 or content[start + 2] & 15:  # a progressive JPEG has the last ones
         raise ValueError("its details are missing")
     # If all pixels are there, they don't depend on what follows.
@@ -152,7 +152,8 @@ def read_image(path):
         try:
             return decode_damaged(path, error)
         except DAMAGE as why:
-            why = error if isinstance(why, UnidentifiedImageError) else why
+            # Not what is wrong with the copy in memory.
+            why = error if isinstance(why, (UnidentifiedImageError, LookupError)) else why
             hint = "; make it smaller" if isinstance(why, Image.DecompressionBombError) else ""
             if Path(path).suffix.lower() in HEIC and not READS_HEIC:
                 hint = "; convert it to JPEG, or python -m pip install pillow-heif"
