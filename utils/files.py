@@ -88,9 +88,7 @@ def locked(path, held, wait=False):
         print(held, flush=True)
         lock.acquire()
     except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror}; remove it, or choose another folder"
-        ) from error
+        raise InputError(f"{path}: {error.strerror}; choose another folder") from error
     try:
         yield
     finally:
