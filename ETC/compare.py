@@ -1,6 +1,7 @@
 """Tell a gain from luck: compare sets of runs by their predictions for the same val people.
 
 python -m ETC.compare RUNS_A RUNS_B
+python -m ETC.compare RUNS_A RUNS_B --by gender age race
 """
 
 import sys
@@ -16,8 +17,16 @@ import pandas as pd
 
 from config.config import CLASSES
 from data.labels import merge_labels
-from ETC.report import read_run
-from ETC.statistics import INTERVAL, bootstrap_macro_f1, confusion_matrix, macro_f1
+from ETC.report import group_people, read_run
+from ETC.statistics import (
+    INTERVAL,
+    accuracy,
+    bootstrap_confusions,
+    bootstrap_macro_f1,
+    confusion_matrix,
+    interval,
+    macro_f1,
+)
 from utils import cli
 from utils.cli import InputError
 
@@ -37,12 +46,13 @@ def list_runs(folder):
     raise InputError(f"{folder}: no runs of train.py (val_predictions.csv) in it or its folders")
 
 
-def read_set(folder):
+def read_set(folder, fields=()):
     """What the runs of a set predicted: {classification: {member: table}}, where a member is a
     folder of runs and a classification a head or ALL.
 
-    The tables have a row a photo, sorted by fold and file: fold, file, person, and label and
-    predicted as ints. Raises InputError for two runs of a member with the same head and fold.
+    The tables have a row a photo, sorted by fold and file: fold, file, person, label and predicted
+    as ints, and each of fields, of group_people. Raises InputError for two runs of a member with
+    the same head and fold, and for a run without one of fields.
     """
     found = {name: {} for name in NUM_CLASSES}
     for path in list_runs(folder):
@@ -50,7 +60,12 @@ def read_set(folder):
         target, member = arguments["target"], str(path.parent)
         if len(log) < arguments["epochs"]:
             print(f"{path}: stopped after {len(log)} of {arguments['epochs']} epochs")
-        table = table.assign(fold=arguments["fold"])[[*PHOTO, "label", "predicted"]]
+        if lacking := [field for field in fields if field not in table]:
+            raise InputError(
+                f"{path / 'val_predictions.csv'}: no column {', '.join(lacking)}; leave it out of "
+                "--by, or train again with a train.csv that has it"
+            )
+        table = table.assign(fold=arguments["fold"])[[*PHOTO, *fields, "label", "predicted"]]
         earlier = found[target].get(member, table[:0])
         if arguments["fold"] in earlier["fold"].to_numpy():
             raise InputError(
@@ -69,7 +84,7 @@ def read_set(folder):
                 name: merge_labels(*(table[name].to_numpy() for table in heads))
                 for name in ("label", "predicted")
             }
-            found[ALL][member] = heads[0][PHOTO].assign(**merged)
+            found[ALL][member] = heads[0][[*PHOTO, *fields]].assign(**merged)
     return found
 
 
@@ -116,6 +131,38 @@ def print_comparison(name, folders, sets):
         print(line)
 
 
+def print_groups(field, sets, num_classes):
+    """Print a line for each group of people: the accuracy of each set, as in score_groups.
+
+    sets: as in print_comparison. The groups are those of the first table: label fixes may have
+    moved people in others.
+    """
+    tables = [list(members.values()) for members in sets]
+    groups = group_people(tables[0][0][[field]])[field]
+    width = max(len("by gender"), *map(len, groups.categories)) + 2
+    others = (f"    set {number}  difference{'':20}" for number in range(2, len(sets) + 1))
+    print(f"  {f'by {field}':<{width}}people    set 1{''.join(others)}".rstrip())
+    for group in groups.categories:
+        people = tables[0][0]["person"][groups == group].to_numpy()
+        line, first = f"  {group:<{width}}{len(np.unique(people)):>6}", None
+        for members in tables:
+            pooled, resampled = [], []
+            for table in members:
+                answers = table[["label", "predicted"]][groups == group].to_numpy().T
+                pooled.append(accuracy(confusion_matrix(*answers, num_classes)))
+                drawn = bootstrap_confusions(*answers, people, num_classes, SAMPLES)
+                resampled.append(accuracy(drawn))
+            score, scores = np.mean(pooled), np.mean(resampled, axis=0)
+            line += f"{score:>9.4f}"
+            if first is None:
+                first = score, scores
+            else:
+                spread = interval(scores - first[1], len(np.unique(people)))
+                spread = "[{:+.4f}, {:+.4f}]".format(*spread) if spread else ""
+                line += f"{score - first[0]:>+12.4f}  {spread:<18}"
+        print(line.rstrip())
+
+
 def get_args_parser():
     parser = cli.ArgumentParser(
         "python -m ETC.compare",
@@ -124,12 +171,19 @@ def get_args_parser():
     )
     sets = "a run, a folder of runs, or a folder of such folders, such as one for each seed"
     parser.add_argument("sets", nargs="+", metavar="RUNS", help=sets)
+    parser.add_argument(
+        "--by",
+        nargs="+",
+        default=[],
+        choices=["gender", "age", "race"],
+        help="also the accuracy for the people of each gender, decade or race (default: for none)",
+    )
     return parser
 
 
 def main():
     args = get_args_parser().parse_args()
-    sets = [read_set(folder) for folder in args.sets]
+    sets = [read_set(folder, args.by) for folder in args.sets]
     names = [name for name in NUM_CLASSES if all(found[name] for found in sets)]
     for name in CLASSES:
         lacking = [folder for folder, found in zip(args.sets, sets) if not found[name]]
@@ -141,8 +195,12 @@ def main():
         check_same(name, [found[name] for found in sets])
     print("macro-F1: mean +- standard deviation of the runs; of all folds pooled; and the")
     print(f"difference of the latter from {args.sets[0]} with its 95 % interval over people")
+    if args.by:
+        print("by group: the accuracy, and its difference from set 1 with such an interval")
     for name in names:
         print_comparison(name, args.sets, [found[name] for found in sets])
+        for field in args.by:
+            print_groups(field, [found[name] for found in sets], NUM_CLASSES[name])
 
 
 if __name__ == "__main__":

@@ -55,14 +55,24 @@ def readable(path, way_out):
         raise InputError(f"{path}: can't be read ({why}); {way_out}") from error
 
 
-def read_table(path, types, way_out, **converters):
+def read_table(path, types, way_out, optional=(), **converters):
     """The columns of a CSV file that types, {name: dtype}, and converters, functions of a text,
-    name. Empty fields are NaN. Raises InputError, ending in way_out.
+    name, and the optional ones that it has, as str. Empty fields are NaN. Raises InputError, ending
+    in way_out.
     """
-    columns = [*types, *converters]
+    columns, types = {*types, *converters}, {**types, **dict.fromkeys(optional, str)}
+    wanted = columns.union(optional)
     with readable(path, way_out):
-        table = pd.read_csv(path, usecols=columns, dtype=types, converters=converters,
-                            keep_default_na=False, na_values=[""])  # fmt: skip
+        table = pd.read_csv(
+            path,
+            usecols=lambda name: name in wanted,
+            dtype=types,
+            converters=converters,
+            keep_default_na=False,
+            na_values=[""],
+        )
+        if missing := columns.difference(table):
+            raise ValueError(f"no column {', '.join(sorted(missing))}")
         if table.empty:
             raise ValueError("no rows")
     return table
@@ -70,7 +80,8 @@ def read_table(path, types, way_out, **converters):
 
 def read_run(folder):
     """The files of a run: config.json, {name: value}; log.csv; and val_predictions.csv, with label
-    and predicted as labels of the head. Raises InputError when one is missing or damaged.
+    and predicted as labels of the head and, if it has them, gender and race. Raises InputError when
+    one is missing or damaged.
     """
     path, way_out = Path(folder) / "config.json", "name the folder of a run with a finished epoch"
     with readable(path, way_out):
@@ -82,8 +93,22 @@ def read_run(folder):
     types = {**dict.fromkeys(("file", "person", "shot", "method"), str), "age": int}
     types |= dict.fromkeys([*(f"p_{name}" for name in classes), "loss"], float)
     labels = dict.fromkeys(("label", "predicted"), classes.index)
-    table = read_table(path.with_name("val_predictions.csv"), types, way_out, **labels)
-    return arguments, log, table
+    path, optional = path.with_name("val_predictions.csv"), ("gender", "race")
+    return arguments, log, read_table(path, types, way_out, optional, **labels)
+
+
+def group_people(table):
+    """{field: pandas.Categorical (N,), who is in which group} for those of gender, age, in decades,
+    and race, as written in train.csv, that are in a table of read_run.
+    """
+    groups = {}
+    for field in ("gender", "age", "race"):
+        if field in table and field == "age":
+            decades, starts = pd.factorize(table["age"] // 10 * 10, sort=True)
+            groups["age"] = pd.Categorical.from_codes(decades, [f"{start}s" for start in starts])
+        elif field in table:
+            groups[field] = pd.Categorical(table[field].fillna("unknown"))
+    return groups
 
 
 def report_run(folder, data_dir=None, crop_dir=None):
@@ -105,6 +130,7 @@ def report_run(folder, data_dir=None, crop_dir=None):
         crop_folder(data_dir or arguments["data_dir"], crop_dir or arguments["crop_dir"], "train"),
         {target: table[[f"p_{name}" for name in classes]].to_numpy()},
         [Classification(target, classes, *answers, [target])],
+        group_people(table),
         log,
     )
     print(f"{folder / 'report.html'}, with curves.png and confusion.png beside it")
@@ -144,20 +170,22 @@ def report_submission(path, answers_path, data_dir, crop_dir):
     photos = pd.DataFrame({"file": files, "method": methods})
     settings = {"submission": path, "answers": answers_path, "crops": folder}
     report = path.with_name("report.html")
-    write_report(report, "Submission", settings, photos, folder, heads, [whole, *parts])
+    _, *groups = (pd.Categorical.from_codes(part.targets, part.classes) for part in parts)
+    groups = dict(zip(("gender", "age"), groups))
+    write_report(report, "Submission", settings, photos, folder, heads, [whole, *parts], groups)
     print(report)
 
 
-def write_report(path, title, settings, photos, folder, heads, classifications, log=None):
+def write_report(path, title, settings, photos, folder, heads, classifications, groups, log=None):
     """Fill in the template and write the page.
 
     settings: {name: plain value}; photos: a DataFrame with file, method and, where known, person,
     shot and age; folder: where the crops are; heads: {target: float (N, C)}, NaN for bad photos;
-    log: the table log.csv of a run.
+    groups: as of group_people; log: the table log.csv of a run.
     """
     import jinja2  # seldom needed
 
-    groups = photos.get("person", pd.Series(range(len(photos))))  # else each photo by itself
+    people = photos.get("person", pd.Series(range(len(photos))))  # else each photo by itself
     data = {
         "classifications": [
             {**part._asdict(), "losses": rounded(part.losses, 6)} for part in classifications
@@ -174,23 +202,23 @@ def write_report(path, title, settings, photos, folder, heads, classifications, 
         settings=settings,
         log=log,
         count=len(photos),
-        people=groups.nunique() if "person" in photos else None,
+        people=people.nunique() if "person" in photos else None,
         has_shots="shot" in photos,
         samples=SAMPLES,
-        classifications=[summarize(part, heads, groups) for part in classifications],
+        classifications=[summarize(part, heads, people, groups) for part in classifications],
         data=as_json(data),
     )
     with atomic_write(path, "w") as file:
         file.write(page)
 
 
-def summarize(part, heads, groups):
-    """The scores and tables of a Classification, for the template. groups: as in statistics."""
-    size = len(part.classes)
-    confusion = statistics.confusion_matrix(part.targets, part.predictions, size)
-    resampled = statistics.bootstrap_confusions(
-        part.targets, part.predictions, groups, size, SAMPLES
-    )
+def summarize(part, heads, people, groups):
+    """The scores and tables of a Classification, for the template. people: (N,), any type; groups:
+    as of group_people.
+    """
+    size, answers = len(part.classes), (part.targets, part.predictions)
+    confusion = statistics.confusion_matrix(*answers, size)
+    resampled = statistics.bootstrap_confusions(*answers, people, size, SAMPLES)
     scores = {
         "macro-F1": (statistics.macro_f1(confusion), statistics.macro_f1(resampled, confusion)),
         "accuracy": (statistics.accuracy(confusion), statistics.accuracy(resampled)),
@@ -208,6 +236,10 @@ def summarize(part, heads, groups):
             for name, (score, resampled) in scores.items()
         },
         "by_class": list(zip(part.classes, zip(f1, precision, recall), true)),
+        "by_group": {
+            field: statistics.score_groups(values, *answers, people, size, SAMPLES)
+            for field, values in groups.items()
+        },
         "confusion": confusion,
         "shares": confusion / np.maximum(true, 1)[:, None],
         "bins": list(zip(*bins)),

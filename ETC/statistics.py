@@ -1,8 +1,14 @@
 """How sure a score is: intervals by resampling people, and calibration."""
 
+from collections import namedtuple
+
 import numpy as np
 
 INTERVAL = 0.025, 0.975  # the quantiles of a 95 % interval
+
+# name: str; photos, people: int; accuracy, difference, macro_f1: each (score, interval), see
+# score_groups.
+Group = namedtuple("Group", "name photos people accuracy difference macro_f1")
 
 
 def confusion_matrix(targets, predictions, num_classes):
@@ -62,6 +68,44 @@ def bootstrap_macro_f1(targets, predictions, groups, num_classes, samples=1000, 
     """Macro-F1 of each resample of bootstrap_confusions, with its arguments: float (samples,)."""
     confusions = bootstrap_confusions(targets, predictions, groups, num_classes, samples, seed)
     return macro_f1(confusions, confusion_matrix(targets, predictions, num_classes))
+
+
+def score_groups(groups, targets, predictions, people, num_classes, samples=1000):
+    """How well each group of people is served, and whether worse than all others: a list of Group.
+
+    groups: pandas.Categorical (N,), in whose order they are listed; the others are as in
+    bootstrap_confusions. Accuracy compares groups, because a group may hold one class only, whose
+    recall it then is: the men of the gender head, a decade of the age head. difference: the
+    accuracy less that of all others, None if there are none. macro_f1: over the classes with
+    targets in the group, None if that is one. The intervals, (low, high), are over people, and None
+    for fewer than two.
+    """
+
+    def draw(chosen, seed):
+        answers = targets[chosen], predictions[chosen]
+        drawn = bootstrap_confusions(*answers, people[chosen], num_classes, samples, seed)
+        return confusion_matrix(*answers, num_classes), drawn, len(np.unique(people[chosen]))
+
+    found, held = [], np.eye(num_classes)  # for macro_f1: a class without targets doesn't count
+    for name in groups.remove_unused_categories().categories:
+        chosen = groups == name
+        confusion, drawn, count = draw(chosen, seed=0)
+        score, scores, difference, f1 = accuracy(confusion), accuracy(drawn), None, None
+        if not chosen.all():
+            # Another seed: as many people drawn with the same one would be drawn alike.
+            rest, rest_drawn, rest_count = draw(~chosen, seed=1)
+            spread = interval(scores - accuracy(rest_drawn), min(count, rest_count))
+            difference = score - accuracy(rest), spread
+        if np.count_nonzero(confusion.sum(axis=1)) > 1:
+            f1 = macro_f1(confusion, held), interval(macro_f1(drawn, held), count)
+        score = score, interval(scores, count)
+        found.append(Group(name, confusion.sum(), count, score, difference, f1))
+    return found
+
+
+def interval(scores, people):
+    """The interval (low, high) of resampled scores; None for fewer than two people."""
+    return tuple(np.quantile(scores, INTERVAL)) if people > 1 else None
 
 
 def calibration(confidences, correct, bins=10):

@@ -146,7 +146,8 @@ def load_fold(images, manifest, args, device):
     columns = manifest[["method", "source_size"]].set_axis(images.index)
     readable = (columns["method"] != "bad").to_numpy()  # all, unless args.skip_bad
     images, manifest = images.join(columns)[readable], manifest[readable]
-    digest = hashlib.sha256(images.drop(columns="method").to_csv(index=False).encode()).hexdigest()
+    trained_on = images.drop(columns=["method", "race"], errors="ignore")
+    digest = hashlib.sha256(trained_on.to_csv(index=False).encode()).hexdigest()
     is_val = (images["fold"] == args.fold).to_numpy()
     train, val = images[~is_val], images[is_val]
     if train.empty or val.empty:
@@ -174,14 +175,15 @@ def val_predictions(photos, logits, target):
     """The table val_predictions.csv, one row per photo.
 
     photos: the val photos of load_fold; logits: float tensor (N, C) of the head.
-    Columns: file; person (an id's photos); shot; method (center: no face was found); gender and age
-    as labelled; label and predicted; p_<class>, probabilities; loss, -ln of the label's.
+    Columns: file; person (an id's photos); shot; method (center: no face was found); gender, age
+    and, if train.csv has it, race as labelled; label and predicted; p_<class>, probabilities; loss,
+    -ln of the label's.
     """
     names = np.array(config.CLASSES[target])
     labels = head_labels(photos, target)
     log_probs = logits.double().log_softmax(dim=1).numpy()
-    columns = ["file", "group", "shot", "method", "gender", "age"]
-    table = photos[columns].rename(columns={"group": "person"})
+    columns = ["file", "group", "shot", "method", "gender", "age", "race"]
+    table = photos.filter(columns).rename(columns={"group": "person"})  # some have no race
     table["label"], table["predicted"] = names[labels], names[log_probs.argmax(axis=1)]
     for name, column in zip(names, np.exp(log_probs).round(6).T):
         table[f"p_{name}"] = column

@@ -26,7 +26,7 @@ def read_table(path, columns, missing_hint, optional=()):
     """Read a CSV file as strings; the index is the line number, and columns may be in any case.
 
     Raises InputError when it is missing (the message ends in missing_hint), unreadable, empty or
-    lacks one of columns.
+    lacks one of columns, or has one of columns or optional twice.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -51,7 +51,8 @@ def read_table(path, columns, missing_hint, optional=()):
         if len(row) != len(header)
     ]
     raise_problems(path, wrong)
-    if missing := [name for name in columns if header.count(name) != 1]:
+    missing = [name for name in columns if header.count(name) != 1]
+    if missing := missing + [name for name in optional if header.count(name) > 1]:
         hint = "separate columns by commas, and write each name once"
         raise InputError(f"{path}: no column {', '.join(missing)} in {', '.join(header)}; {hint}")
     if not rows:
@@ -110,13 +111,14 @@ def full_gender(genders):
 
 
 def read_people(data_dir):
-    """Read train/train.csv: one row per person, columns id, path, gender, age (int, years), group.
+    """Read train/train.csv: one row per person, columns id, path, gender, age (int, years), group,
+    and race, as it is written, if train.csv has it.
 
     group is the id, in the competition's own form without its suffix: 001498-1 and 001498-2 may be
     one person, whose photos belong in one fold. Raises InputError naming every line that is wrong.
     """
     path = Path(data_dir) / "train" / "train.csv"
-    table = read_table(path, ["id", "gender", "age", "path"], NO_DATA)
+    table = read_table(path, ["id", "gender", "age", "path"], NO_DATA, optional=["race"])
     ages = pd.to_numeric(table["age"], errors="coerce")
     genders = full_gender(table["gender"])
     ids, outside = table["id"].str.strip(), table["path"].map(leaves_folder)
@@ -135,6 +137,7 @@ def read_people(data_dir):
         "gender": genders,
         "age": ages.astype(np.int64),
         "group": ids.str.replace(r"^(\d{6})-\d$", r"\1", regex=True),
+        **({"race": table["race"].str.strip()} if "race" in table else {}),
     }).reset_index(drop=True)  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -80,6 +81,58 @@ def test_the_same_runs_differ_by_nothing(write_runs):
     mask = lines_of(printed[printed.index("\nmask,") :], second)[0]
     assert "+0.0000  [+0.0000, +0.0000]" in mask
     assert "age, 30 val people" in compare(first / "age_fold0", second / "age_fold0")
+
+
+def shares_by_group(folder, targets, groups):
+    """Of the photos for which all heads of a set in targets are right, the share in each group."""
+    correct = 1
+    for target in targets:
+        tables = [pd.read_csv(folder / f"{target}_fold{fold}/val_predictions.csv", dtype=str)
+                  for fold in (0, 1)]  # fmt: skip
+        table = pd.concat(tables).set_index("file")
+        correct = correct * (table["label"] == table["predicted"])
+    return correct.groupby(groups).mean()
+
+
+def test_accuracy_by_group(write_runs):
+    """As pandas computes it; the 18 classes are right where the three heads are."""
+    sets = [write_runs(f"set{seed}", share, seed) for seed, share in enumerate((0.5, 0.9, 0.5))]
+    assert "by race" not in compare(*sets)
+    _, merged, mask, _, age = compare(*sets, "--by", "race", "age").split(" val people\n")
+    tables = [pd.read_csv(sets[0] / f"age_fold{fold}/val_predictions.csv", keep_default_na=False)
+              for fold in (0, 1)]  # fmt: skip
+    table = pd.concat(tables).set_index("file")
+    decades = (table["age"] // 10 * 10).astype(str) + "s"
+    for groups in (table["race"].replace("", "unknown"), decades):
+        people = table["person"].groupby(groups).nunique()
+        assert len(people) > 4
+        for targets, printed in ((CLASSES, merged), (["mask"], mask), (["age"], age)):
+            shares = [shares_by_group(folder, targets, groups) for folder in sets]
+            for group in people.index:
+                (line,) = [line for line in printed.split("\n") if line.startswith(f"  {group}  ")]
+                numbers = re.findall(r"[-+]?\d\.\d{4}", line.removeprefix(f"  {group}"))
+                assert int(line.removeprefix(f"  {group}").split()[0]) == people[group]
+                assert len(numbers) == (9 if people[group] > 1 else 5)
+                expected = [share[group] for share in shares]
+                gain = expected[1] - expected[0]
+                assert list(map(float, numbers[:3])) == pytest.approx(
+                    [*expected[:2], gain], abs=6e-5
+                )
+                if people[group] > 1:
+                    assert float(numbers[3]) <= float(numbers[2]) <= float(numbers[4])
+                    assert float(numbers[5]) == pytest.approx(expected[2], abs=6e-5)
+    printed = re.findall(r"^  (\d+)s ", age, re.MULTILINE)
+    assert printed == sorted(printed, key=int)
+
+
+def test_runs_without_race_are_compared_without_it(write_runs):
+    first, second = (write_runs(name, 0.6, targets=["mask"]) for name in ("first", "second"))
+    path = second / "mask_fold1/val_predictions.csv"
+    pd.read_csv(path).drop(columns="race").to_csv(path, index=False)
+    assert "by gender" in compare(first, second, "--by", "gender", "age")
+    done = compare(first, second, "--by", "gender", "race", run=run)
+    assert_refused(done, path, "no column race", "--by")
+    assert_refused(compare(first, "--by", "name", run=run), "--by", "name")
 
 
 def test_what_cannot_be_compared_is_left_out_or_refused(write_runs, tmp_path):

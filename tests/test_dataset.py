@@ -21,6 +21,7 @@ from data.dataset import (
     build_loader,
     load_fold,
     resize_crops,
+    val_predictions,
 )
 from data.images import load_image
 from data.labels import assign_folds, head_labels, list_train_images
@@ -194,6 +195,23 @@ def test_labels_of_a_fold(sample_dir):
     assert np.array_equal(train.dataset.labels, ages)
     assert fold_of(sample_dir, no_cache=True)[-1] == digest
     assert fold_of(sample_dir, first_age=77)[-1] != digest
+
+
+def test_race_is_told_where_it_is_known_and_trains_nothing(sample_dir, tmp_path):
+    _, _, _, photos, digest = fold_of(sample_dir)
+    table = val_predictions(photos, torch.zeros(len(photos), 3), "age")
+    assert table["race"].equals(photos["race"])
+    assert set(table["race"]) == {"Drawn"}
+    copy_crops(sample_dir, tmp_path)
+    (tmp_path / "train/images").symlink_to(sample_dir / "train/images", True)
+    people = pd.read_csv(sample_dir / "train/train.csv", dtype=str)
+    people.drop(columns="race").to_csv(tmp_path / "train/train.csv", index=False)
+    _, _, _, photos, other = fold_of(tmp_path)
+    assert other == digest  # --resume goes on with the runs of earlier versions
+    expected = table.drop(columns="race")
+    pd.testing.assert_frame_equal(
+        val_predictions(photos, torch.zeros(len(photos), 3), "age"), expected
+    )
 
 
 def test_a_damaged_crop_is_named_with_the_way_out(sample_dir, tmp_path):

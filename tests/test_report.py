@@ -48,17 +48,23 @@ def write_run(folder, table, target="age", fold=0, **arguments):
     return folder
 
 
-def make_table(target="age", fold=0, share=0.7, seed=0, first="first"):
-    """val_predictions.csv of 30 people, a share of it correct; first: the first one's folder."""
+def make_table(target="age", fold=0, share=0.7, seed=0, first="first", worse=0):
+    """val_predictions.csv of 30 people, a share of it correct, for men one less by worse; first:
+    the first one's folder.
+    """
     classes, rng = np.array(HEADS[target]), np.random.default_rng([seed, fold])
     folders = [first, *(f"{fold}{number:05d}_female_Asian_51" for number in range(1, 30))]
     table = pd.DataFrame(itertools.product(folders, SHOTS), columns=["person", "shot"])
     table.insert(0, "file", table["person"] + "/" + table["shot"] + ".jpg")
     table["method"] = rng.choice(["mtcnn", "center"], len(table), p=[0.8, 0.2])
-    table["age"] = rng.integers(18, 80, len(table))
+    people = np.random.default_rng([8, fold])
+    table["gender"] = people.choice(["female", "male"], 30).repeat(len(SHOTS))
+    table["age"] = people.integers(8, 105, 30).repeat(len(SHOTS))
+    table["race"] = people.choice(["Asian", "asian", HOSTILE, "NA", ""], 30).repeat(len(SHOTS))
+    shares = share - worse * (table["gender"] == "male").to_numpy()
     # The labels are those of all tables of a head and fold.
     labels = np.random.default_rng([7, fold, len(classes)]).integers(len(classes), size=len(table))
-    predicted = (labels + (rng.random(len(table)) > share)) % len(classes)
+    predicted = (labels + (rng.random(len(table)) > shares)) % len(classes)
     probs = rng.dirichlet(np.ones(len(classes)), len(table)) + np.eye(len(classes))[predicted]
     table["label"], table["predicted"] = classes[labels], classes[predicted]
     table[[f"p_{name}" for name in classes]] = probs.round(6) / 2
@@ -68,7 +74,7 @@ def make_table(target="age", fold=0, share=0.7, seed=0, first="first"):
 
 @pytest.fixture(scope="module")
 def table():
-    return make_table(first=HOSTILE)
+    return make_table(first=HOSTILE, worse=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +266,51 @@ def test_the_scores_are_scikit_learns(page, table):
     assert np.array(heights) / 250 == pytest.approx(expected, abs=0.001)
 
 
+def test_each_group_is_scored_and_those_served_worse_are_marked(page, table):
+    """Rows as pandas and scikit-learn compute them; intervals are in test_statistics."""
+    correct = table["label"] == table["predicted"]
+    fields = {"gender": table["gender"], "age": (table["age"] // 10).astype(str) + "0s",
+              "race": table["race"].replace("", "unknown")}  # fmt: skip
+    fields["age"] = fields["age"].replace("00s", "0s")
+    shown = page.execute_script(
+        "return [...document.querySelectorAll('.groups tbody')].map((body) => [...body.rows].map("
+        "(row) => [...row.cells].map((cell) => cell.textContent.trim().split(/\\s+/))))"
+    )
+    assert [[*field] for (((field, *_),), *_) in shown] == [[*field] for field in fields]
+    marked = 0
+    for (_, *rows), groups in zip(shown, fields.values()):
+        names = [" ".join(name).removesuffix(" ▼") for name, *_ in rows]
+        key = (lambda name: int(name[:-1])) if groups is fields["age"] else None
+        assert names == [" ".join(name.split()) for name in sorted(groups.unique(), key=key)]
+        for name, (label, photos, people, accuracy, difference, macro_f1) in zip(
+            sorted(groups.unique(), key=key), rows
+        ):
+            part = table[groups == name]
+            assert [int(*photos), int(*people)] == [len(part), part["person"].nunique()]
+            share, rest = correct[groups == name].mean(), correct[groups != name].mean()
+            assert accuracy[0] == f"{share:.3f}"
+            assert difference[0] == f"{share - rest:+.3f}"
+            held = sorted(part["label"].unique())
+            f1 = metrics.f1_score(part["label"], part["predicted"], labels=held, average="macro")
+            assert macro_f1[:1] == ([f"{f1:.3f}"] if len(held) > 1 else [])
+            assert len(accuracy) == len(difference) == (4 if people != ["1"] else 1)
+            few = min(part["person"].nunique(), 30 - part["person"].nunique()) < 10
+            assert (label[-1] == "▼") == (not few and float(difference[3]) < 0)
+            marked += label[-1] == "▼"
+    assert marked == len(page.find_elements(By.CSS_SELECTOR, ".groups .worse")) > 0
+    assert find(page, ".groups .worse th").text == "male ▼"
+
+
+def test_runs_without_gender_and_race_have_groups_by_age(browser, finished_run, table, tmp_path):
+    """Those of earlier versions have no race."""
+    arguments = json.loads((finished_run / "config.json").read_text())
+    folder = write_run(tmp_path / "run", table.drop(columns=["gender", "race"]),
+                       data_dir=arguments["data_dir"])  # fmt: skip
+    run_ok("-m", "ETC.report", folder)
+    browser.get((folder / "report.html").as_uri())
+    assert texts(browser, ".groups [scope=rowgroup]") == ["age"]
+
+
 def test_a_hostile_file_name_stays_text_and_the_page_is_alone(page, table):
     find(page, "[name=text]").send_keys("<script>")
     assert_shows(page, table[table["file"].str.startswith(HOSTILE)], table)
@@ -379,7 +430,17 @@ def test_a_submission_has_four_classifications(page, submission):
     assert find(last, ".facts").text.split("\n") == ["no loss", "unreadable"]
     assert last.find_elements(By.CSS_SELECTOR, "dd, img") == []
 
+    _, gender, age = split_classes(answers)
+    right = (answers == classes).to_numpy()
+    groups = [(name, labels == number) for field, labels in (("gender", gender), ("age", age))
+              for number, name in enumerate(HEADS[field]) if (labels == number).any()]  # fmt: skip
     sections = page.find_elements(By.CSS_SELECTOR, ".classification")
+    rows = sections[0].find_elements(By.CSS_SELECTOR, ".groups tr:has(td)")
+    for row, (name, chosen) in zip(rows, groups, strict=True):
+        assert row.text.startswith(name)
+        assert row.find_elements(By.TAG_NAME, "td")[0].text == str(chosen.sum())
+        assert f"{right[chosen].mean():.3f}" in row.text
+    assert page.find_elements(By.CSS_SELECTOR, ".worse") == []  # single photos prove too little
     expected = [(answers, classes), *zip(split_classes(answers), split_classes(classes))]
     menu = Select(find(page, "#classification"))
     assert [option.text for option in menu.options] == ["18 classes", *HEADS]

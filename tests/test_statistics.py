@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn import metrics
 
@@ -9,6 +10,7 @@ from ETC.statistics import (
     calibration,
     confusion_matrix,
     macro_f1,
+    score_groups,
 )
 
 
@@ -73,3 +75,50 @@ def test_calibration_by_hand():
     assert share[[0, 6, 7, 9]] == pytest.approx([0.5, 1, 0.5, 1])
     assert np.isnan(share[1])
     assert error == pytest.approx((2 * 0.45 + 0.3 + 2 * 0.25 + 0) / 6)
+
+
+def test_groups_are_compared_with_all_others():
+    """Intervals as a bootstrap of its own computes them: shares of people of 4 photos each."""
+    rng = np.random.default_rng(2)
+    people = np.arange(400).repeat(4)
+    groups = pd.Categorical(np.where(people < 100, "few", "many"), ["many", "few", "none"])
+    targets = np.where(people % 3, 0, 2)
+    correct = rng.random(400).repeat(4) < np.where(people < 100, 0.6, 0.9)
+    predictions = np.where(correct, targets, 1)
+    many, few = score_groups(groups, targets, predictions, people, 3, samples=4000)
+    assert (many.name, many.photos, many.people) == ("many", 1200, 300)
+    assert (few.name, few.photos, few.people) == ("few", 400, 100)
+    mean, rest = correct[:400].mean(), correct[400:].mean()
+    assert few.accuracy[0] == pytest.approx(mean)
+    assert few.difference[0] == pytest.approx(mean - rest)
+    assert many.difference[0] == pytest.approx(rest - mean)
+    labels = {"labels": [0, 2], "average": "macro"}
+    expected = metrics.f1_score(targets[:400], predictions[:400], **labels)
+    assert few.macro_f1[0] == pytest.approx(expected)
+    assert few.macro_f1[1][0] < expected < few.macro_f1[1][1]
+    # The standard error of a share of people, who are right or wrong in all of their photos.
+    for size, share, (score, (low, high)) in (
+        (100, mean, few.accuracy),
+        (300, rest, many.accuracy),
+    ):
+        error = 1.96 * (share * (1 - share) / size) ** 0.5
+        assert (score - low, high - score) == pytest.approx((error, error), abs=0.012)
+    error = 1.96 * (mean * (1 - mean) / 100 + rest * (1 - rest) / 300) ** 0.5
+    low, high = few.difference[1]
+    assert (high - low) / 2 == pytest.approx(error, rel=0.06)
+
+
+def test_groups_too_small_or_of_one_class():
+    groups = pd.Categorical(["a", "a", "b", "b", "b"])
+    targets, people = np.array([0, 0, 0, 1, 1]), np.array([1, 1, 2, 3, 3])
+    one, two = score_groups(groups, targets, targets, people, 2)
+    assert (one.accuracy, one.difference, one.macro_f1) == ((1, None), (0, None), None)
+    assert (two.accuracy, two.difference) == ((1, (1, 1)), (0, None))
+    assert two.macro_f1 == (1, (1, 1))
+    (everybody,) = score_groups(pd.Categorical(["a"] * 5), targets, targets, people, 2)
+    assert everybody.difference is None
+    # As many people in the group as outside: were they drawn alike, the difference wouldn't vary.
+    people, groups = np.arange(40), pd.Categorical(np.arange(40) // 20)
+    for half in score_groups(groups, np.zeros(40, int), people % 2, people, 2):
+        assert half.difference[1][0] < -0.2
+        assert half.difference[1][1] > 0.2
