@@ -19,7 +19,14 @@ from data.crop import add_crop_arguments, check_unchanged, crop_folder, crop_set
 from data.dataset import load_fold, val_predictions
 from data.labels import assign_folds, fix_labels, list_train_images
 from loss import LOSSES, build_loss
-from models.network import NETWORKS, average_logits, build_network, normalization, normalize
+from models.network import (
+    NAMES,
+    average_logits,
+    build_network,
+    network_name,
+    normalization,
+    normalize,
+)
 from utils import cli, runs
 from utils.cli import InputError
 from utils.device import (
@@ -248,8 +255,8 @@ def get_args_parser():
         help="decode and resize crops in each epoch (default: once, to a file beside the crops)")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", choices=NETWORKS, default=config.MODEL, metavar="NAME",
-        help=f"{', '.join(NETWORKS)} (default: %(default)s)")
+    add("--model", type=network_name, default=config.MODEL, metavar="NAME",
+        help=f"{NAMES} (default: %(default)s)")
     add("--resize", type=cli.input_size, default=config.RESIZE,
         help="side of the network's input in pixels, 64 to 4096 (default: %(default)s)")
     add("--weights", metavar="FILE", help="state dict to start from (default: ImageNet weights)")

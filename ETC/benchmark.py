@@ -55,7 +55,7 @@ from data.labels import list_train_images
 from ETC.portrait import SHOTS
 from ETC.sample import make_sample
 from models.inference import build_members, build_predictor, pick_backend, predict
-from models.network import NETWORKS, build_network, normalization, normalize
+from models.network import EFFICIENTNETS, build_network, network_name, normalization, normalize
 from train import describe_head, train_one_epoch
 from utils import cli
 from utils.cli import InputError
@@ -152,6 +152,9 @@ def original_loader(job, augment):
 def original_network(job):
     """The package's own network, with the package's own defaults."""
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    if job.model not in EFFICIENTNETS:
+        network = build_network(job.model, 3, job.resize).to(memory_format=torch.contiguous_format)
+        return network.to(job.device)
     package = EfficientNetLite if "lite" in job.model else EfficientNet
     return package.from_name(job.model, num_classes=3).to(job.device)
 
@@ -309,8 +312,8 @@ def is_available(name, job):
     if "onnx" in name:
         return pick_backend("auto", job.device, job.precision) == "onnx"
     if "timm" in name:
-        return importlib.util.find_spec("timm") is not None
-    return "torchvision" not in name or "lite" not in job.model
+        return job.model in EFFICIENTNETS and importlib.util.find_spec("timm") is not None
+    return "torchvision" not in name or job.model.startswith("efficientnet-b")
 
 
 # --- all, crop, train, test
@@ -544,7 +547,7 @@ def get_args_parser():
 
 
 def add_shared_arguments(add, model, resize, output):
-    add("--model", choices=NETWORKS, default=model, metavar="NAME",
+    add("--model", type=network_name, default=model, metavar="NAME",
         help="network of train and test, with random weights (default: %(default)s)")
     add("--resize", type=cli.input_size, default=resize,
         help="side of the network's input in pixels, 64 to 4096 (default: %(default)s)")

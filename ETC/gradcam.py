@@ -45,16 +45,22 @@ def heat_maps(network, images):
     and not scaled. Where the classifier is linear, a value is what its place adds to the logit; as
     in the paper, what speaks against a class is cut off.
     """
-    with torch.no_grad():
-        features = network.extract_features(images)  # behind the last activation, as in the paper
-    features.requires_grad_()
-    logits = network._fc(features.mean(dim=(2, 3)))
+    features = None
+
+    def keep(module, inputs, output):
+        nonlocal features
+        if torch.is_tensor(output) and output.ndim == 4 and output[0, 0].numel() > 1:
+            features = output
+
+    # What stays is the last map before it is pooled, behind its activation as in the paper.
+    with torch.nn.modules.module.register_module_forward_hook(keep):
+        logits = network(images)
     maps = []
     for label in range(logits.shape[1]):
         [slopes] = torch.autograd.grad(logits[:, label].sum(), features, retain_graph=True)
         weights = slopes.mean(dim=(2, 3), keepdim=True)
-        maps.append((weights * features).sum(dim=1).relu())
-    return logits.detach(), torch.stack(maps, dim=1).detach()
+        maps.append((weights * features).sum(dim=1).relu().detach())
+    return logits.detach(), torch.stack(maps, dim=1)
 
 
 def overlay(face, heat):
@@ -75,7 +81,7 @@ def explain(face, checkpoint, network):
     Returns the probabilities, a list of floats; the face as it sees it, uint8 RGB (resize, resize,
     3); and its maps, float32 (classes, h, w), of which the highest value is 1.
     """
-    device = network._fc.weight.device
+    device = next(network.parameters()).device
     face = resize(face, checkpoint["resize"])
     mean, std = (torch.tensor(checkpoint[name], device=device) for name in ("mean", "std"))
     logits, maps = heat_maps(network, normalize(torch.from_numpy(face)[None].to(device), mean, std))
@@ -121,6 +127,9 @@ def main():
     args = get_args_parser().parse_args()
     device = pick_device(args.device)
     checkpoint = load_checkpoint(args.checkpoint)
+    if checkpoint["model"].startswith("vit_"):
+        why = f"{checkpoint['model']} makes no map of features, which Grad-CAM needs"
+        raise InputError(f"{args.checkpoint}: {why}")
     photos, left_out = list_photos(args.photos)
     if len(photos) > MAX_PHOTOS:
         raise InputError(f"{len(photos)} photos; name {MAX_PHOTOS} at most")

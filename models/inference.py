@@ -112,6 +112,7 @@ def export_onnx(network, inputs, outputs):
     """The ONNX model, bytes, of a network that takes uint8 images (N, side, side, 3).
 
     network: on the CPU, in eval mode; inputs: {name: side}; outputs: names. N is free.
+    Raises InputError for a network that ONNX can't express at this side.
     """
     buffer = io.BytesIO()
     examples = tuple(torch.zeros(2, side, side, 3, dtype=torch.uint8) for side in inputs.values())
@@ -119,12 +120,19 @@ def export_onnx(network, inputs, outputs):
         # The newer exporter needs another package, and fixes N in older versions of torch.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", "Constant folding")  # of paddings: the runtime does it
-        torch.onnx.export(
-            network.to(memory_format=torch.contiguous_format), examples, buffer,
-            input_names=[*inputs], output_names=[*outputs],
-            dynamic_axes={name: {0: "N"} for name in (*inputs, *outputs)},
-            opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
+        # What a trace takes for constant follows from the side, which is.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        try:
+            torch.onnx.export(
+                network.to(memory_format=torch.contiguous_format), examples, buffer,
+                input_names=[*inputs], output_names=[*outputs],
+                dynamic_axes={name: {0: "N"} for name in (*inputs, *outputs)},
+                opset_version=OPSET, dynamo=False,
+            )  # fmt: skip
+        except torch.onnx.errors.OnnxExporterError as error:  # AlexNet and VGG, mostly at < 224
+            sides = ", ".join(map(str, inputs.values()))
+            why = str(error).partition(". ")[0]
+            raise InputError(f"no ONNX model at {sides} px: {why}; use --backend torch") from error
     return buffer.getvalue()
 
 

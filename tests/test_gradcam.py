@@ -13,7 +13,7 @@ from data.augment import resize
 from data.images import load_image
 from ETC import gradcam
 from models.network import build_network, load_network
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,28 @@ def test_heat_is_what_each_place_adds_to_the_logit():
         torch.testing.assert_close(adds.sum(dim=(2, 3)) + network._fc.bias, logits)
     torch.testing.assert_close(maps, adds.relu())
     assert adds.min() < -0.01 < 0.01 < adds.max()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("resnet18", (2, 2)), ("densenet121", (2, 2)), ("swin_v2_t", (2, 2)), ("vgg11", (7, 7)),
+     ("mobilenet_v3_small", (2, 2))],
+)  # fmt: skip
+def test_heat_of_torchvisions_networks(name, shape):
+    torch.manual_seed(0)
+    network = build_network(name, 3, 64).eval()
+    images = torch.randn(2, 3, 64, 64)
+    logits, maps = gradcam.heat_maps(network, images)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, network(images))
+    assert maps.shape == (2, 3, *shape)
+    assert maps.min() >= 0
+    assert maps.max() > 0
+    if name == "resnet18":
+        with torch.no_grad():
+            features = torch.nn.Sequential(*list(network.children())[:-2])(images)
+            adds = torch.einsum("ck,nkhw->nchw", network.fc.weight, features) / 4
+        torch.testing.assert_close(maps, adds.relu())
 
 
 def test_heat_is_laid_over_its_place():
@@ -97,6 +119,9 @@ def test_refused(best, photos, tmp_path, monkeypatch):
         (broken, best, broken, ["--output", "would overwrite", "broken.png"]),
     ):
         assert_refused(run(*command, checkpoint, "--output", output, path), *words)
+    vit = tmp_path / "vit.pth"
+    save_checkpoint(vit, {**load_checkpoint(best), "model": "vit_b_16"})
+    assert_refused(run(*command, vit, photos[0]), "vit.pth", "vit_b_16", "no map")
     monkeypatch.setattr(gradcam, "MAX_PHOTOS", 2)
     refused = run(*command, best, "--output", picture, *photos)
     assert_refused(refused, "3 photos", "name 2 at most")

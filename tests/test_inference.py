@@ -25,7 +25,7 @@ def make_checkpoint(path, seed=0, **changes):
     arguments = values["model"], 3, values["resize"], None, pretrained, values["age_border"]
     network = build_network(*arguments)
     if not pretrained:
-        as_if_trained(network)
+        as_if_trained(network, values["resize"])
     save_checkpoint(path, {**values, "network": network.state_dict()})
     return load_checkpoint(path)
 
@@ -48,9 +48,10 @@ def logits_of(checkpoint, images):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"model": "efficientnet-b0", "resize": 75}, {"age_border": 59}],
-    ids=["lite0", "b0", "age head"],
-)
+    [{}, {"model": "efficientnet-b0", "resize": 75}, {"age_border": 59},
+     {"model": "swin_v2_t", "age_border": 59}, {"model": "resnet18"}],
+    ids=["lite0", "b0", "age head", "swin", "resnet"],
+)  # fmt: skip
 def test_torch_and_onnx_give_the_networks_logits(tmp_path, changes):
     checkpoint = make_checkpoint(tmp_path / "best.pth", **changes)
     for backend in ("torch", "onnx"):
@@ -119,6 +120,12 @@ def test_an_onnx_model_is_kept_until_its_checkpoint_changes(tmp_path):
     second.write_bytes(second.read_bytes()[:-5000])
     with pytest.raises(InputError, match=rf"{second.name}: .*delete"):
         models_there()
+
+
+def test_what_onnx_cannot_express_is_one_line(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "best.pth", model="alexnet")
+    with pytest.raises(InputError, match=r"no ONNX model at 64 px: .*--backend torch"):
+        build_predictor(checkpoint, CPU, "onnx")
 
 
 def test_onnx_needs_a_cpu_full_precision_and_its_packages(monkeypatch):

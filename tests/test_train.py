@@ -21,7 +21,7 @@ from sklearn.metrics import f1_score
 import train
 from config import config
 from conftest import ROOT, SMALL, assert_refused, run, run_ok
-from models.network import build_network
+from models.network import build_network, load_network
 from utils.checkpoint import load_checkpoint
 
 
@@ -88,6 +88,27 @@ def test_a_download_that_fails_is_one_line_before_hours_of_cropping(
     done = train_small(sample_dir, tmp_path, *options, run=run)
     assert_refused(done, "Name or service not known", "--weights", "--no-pretrained")
     assert not (tmp_path / "crops").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["resnet51"], ["--model resnet51", "efficientnet-b0 .. b7", "torchvision", "models.html"]),
+        (["vit_b_16", "--resize", 112], ["--resize 112", "vit_b_16", "224"]),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_one_line(sample_dir, tmp_path, arguments, words):
+    done = train_small(sample_dir, tmp_path, "--model", *arguments, run=run)
+    assert_refused(done, *words)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "age_distribution"])
+def test_a_network_of_torchvision_trains_and_predicts(sample_dir, tmp_path, loss):
+    options = ["--model", "mobilenet_v3_small", "--no-pretrained", "--loss", loss]
+    train_small(sample_dir, tmp_path, *options)
+    checkpoint = load_checkpoint(tmp_path / "age_fold0/best.pth")
+    assert checkpoint["std"] == [0.229, 0.224, 0.225]
+    assert load_network(checkpoint)(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
 
 
 def test_the_files_of_a_run(runs_dir):

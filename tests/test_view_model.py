@@ -40,6 +40,8 @@ def test_table(runs_dir):
     assert blocks.count("_depthwise_conv") == 0
     assert layers.count("_depthwise_conv") == 16
     assert view("--checkpoint", runs_dir / "mask_fold0/best.pth", run=run_ok) == blocks
+    swin = view("--model", "swin_v2_t", "--resize", 64, "--depth", 2, run=run_ok)
+    assert swin.count("SwinTransformerBlockV2") == 12
     gender = view("--checkpoint", runs_dir / "gender_fold1/best.pth", run=run_ok)
     assert "[1, 2] " in gender
     assert "[1, 32, 40, 40]" in gender

@@ -14,10 +14,8 @@ import re
 import shutil
 from importlib.util import find_spec
 
-import torch
-
 from config import config
-from models.network import NETWORKS, build_network
+from models.network import NAMES, build_network, network_name
 from utils import cli
 from utils.checkpoint import load_checkpoint
 from utils.cli import InputError
@@ -28,11 +26,10 @@ GRAPHS = (".svg", ".png", ".pdf")
 
 
 def build_skeleton(name, num_classes, resize, age_border=0):
-    """A network on the device "meta", where no size costs time or memory. Its padding is no layer:
-    torchinfo would count no multiply-adds of the convolution around it.
+    """A network on the device "meta", where no size of images costs time or memory. Its padding is
+    no layer: torchinfo would count no multiply-adds of the convolution around it.
     """
-    with torch.device("meta"):
-        network = build_network(name, num_classes, resize, age_border=age_border).eval()
+    network = build_network(name, num_classes, resize, age_border=age_border).eval().to("meta")
     for module in network.modules():
         padding = getattr(module, "static_padding", None)
         if padding is not None:
@@ -76,8 +73,8 @@ def get_args_parser():
     parser = cli.ArgumentParser("python -m utils.view_model", description="Show a network.")
     add = parser.add_argument
     # fmt: off
-    add("--model", choices=NETWORKS, default=config.MODEL, metavar="NAME",
-        help=f"{', '.join(NETWORKS)} (default: %(default)s)")
+    add("--model", type=network_name, default=config.MODEL, metavar="NAME",
+        help=f"{NAMES} (default: %(default)s)")
     add("--resize", type=cli.input_size, default=config.RESIZE, metavar="PIXELS",
         help="side of the network's input (default: %(default)s)")
     add("--checkpoint", metavar="FILE",
