@@ -1,6 +1,8 @@
-"""Draw a data set in the competition's layout, to try the repository without real photos.
+"""Make a data set in the competition's layout: of drawn people, or of public photos of faces with
+drawn masks.
 
 python -m ETC.sample --output input/data --people 120 --seed 777
+python -m ETC.sample --output input/data --faces UTKFace --balance competition
 """
 
 import sys
@@ -10,16 +12,22 @@ if __spec__ is None:  # started as a file, not by python -m
     sys.path[0] = str(Path(__file__).parents[1])
     import config  # noqa: F401 - before PyTorch
 
+import contextlib
 import hashlib
 import shutil
+from functools import partial
 
 import cv2
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from config.config import NUM_FOLDS
+from data.images import load_image
 from data.labels import GENDER_LABELS, SHOT_LABELS, age_labels, merge_labels
+from ETC.faces import choose_people, describe, in_processes, person_seed, read_people
 from ETC.portrait import SHOTS, draw_shot, draw_traits
+from ETC.scene import draw_shots
 from utils import cli
 from utils.cli import InputError
 from utils.files import atomic_write, hidden, locked, make_folder, write_csv
@@ -28,6 +36,13 @@ GENDERS = ("male", "female")
 AGES = ((18, 29), (30, 59), (60, 80))
 COMBINATIONS = len(GENDERS) * len(AGES)
 TRAIN, EVAL = 0, 1  # parts of the random seeds
+PEOPLE = 120  # drawn by default
+QUALITY = 92  # of drawn people's JPEG files
+LICENCE = (
+    "The faces are under the licence of the data set they come from: UTKFace is for non-commercial "
+    "research only, FairFace is CC BY 4.0. The masks are drawn, and so is what surrounds a face "
+    "that filled its photo."
+)
 
 
 def draw_person(seed, split, index):
@@ -41,104 +56,179 @@ def draw_person(seed, split, index):
     return traits, {shot: draw_shot(traits, shot, rng) for shot in SHOTS}
 
 
-def official_class(traits, shot):
-    mask = SHOT_LABELS[shot.rstrip("12345")]
-    gender = GENDER_LABELS["male" if traits.male else "female"]
-    return int(merge_labels(mask, gender, age_labels(traits.age)))
-
-
-def write_photo(path, photo):
-    jpeg = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-    with atomic_write(path) as file:
-        file.write(jpeg.tobytes())
-
-
-def write_train(folder, people, seed, progress):
-    rows = []
+def draw_people(seed, split, people):
+    """Yield gender, race, age and {shot: JPEG file} of each drawn person."""
     for index in range(people):
-        traits, photos = draw_person(seed, TRAIN, index)
-        row = (f"{index + 1:06d}", "male" if traits.male else "female", "Drawn", traits.age)
+        traits, photos = draw_person(seed, split, index)
+        files = {shot: encode(photo, QUALITY) for shot, photo in photos.items()}
+        yield "male" if traits.male else "female", "Drawn", traits.age, files
+
+
+def mask_person(person, folder, seed):
+    """As draw_people, of one of read_people's people; depends on the arguments alone."""
+    photos = [(load_image(folder / file), points) for file, points in person["photos"]]
+    shots = draw_shots(photos, np.random.default_rng(person_seed(seed, person["id"])))
+    files = {shot: encode(photo, quality) for shot, (photo, quality) in shots.items()}
+    return person["gender"], person["race"], person["age"], files
+
+
+def official_class(gender, age, shot):
+    mask = SHOT_LABELS[shot.rstrip("12345")]
+    return int(merge_labels(mask, GENDER_LABELS[gender], age_labels(age)))
+
+
+def encode(photo, quality):
+    jpeg = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return jpeg.tobytes()
+
+
+def write_photo(path, jpeg):
+    with atomic_write(path) as file:
+        file.write(jpeg)
+
+
+def write_train(folder, people):
+    rows = []
+    for number, (*labels, photos) in enumerate(people, start=1):
+        row = (f"{number:06d}", *labels)
         path = "_".join(map(str, row))
         rows.append((*row, path))
         (folder / "images" / path).mkdir(parents=True)
-        for shot, photo in photos.items():
-            write_photo(folder / "images" / path / f"{shot}.jpg", photo)
-        progress.update()
+        for shot, jpeg in photos.items():
+            write_photo(folder / "images" / path / f"{shot}.jpg", jpeg)
     table = pd.DataFrame(rows, columns=["id", "gender", "race", "age", "path"])
     write_csv(folder / "train.csv", table)
 
 
-def write_eval(folder, people, seed, progress):
+def write_eval(folder, people, seed):
     (folder / "images").mkdir(parents=True)
     rows = []
-    for index in range(people):
-        traits, photos = draw_person(seed, EVAL, index)
-        for shot, photo in photos.items():
+    for index, (gender, _, age, photos) in enumerate(people):
+        for shot, jpeg in photos.items():
             name = hashlib.sha1(f"{seed}/{index}/{shot}".encode()).hexdigest() + ".jpg"
-            write_photo(folder / "images" / name, photo)
-            rows.append((name, official_class(traits, shot)))
-        progress.update()
+            write_photo(folder / "images" / name, jpeg)
+            rows.append((name, official_class(gender, age, shot)))
     # Sorted by name, a hash, so that the order doesn't tell which photos show the same person.
     answers = pd.DataFrame(sorted(rows), columns=["ImageID", "ans"])
     write_csv(folder / "answers.csv", answers)
     write_csv(folder / "info.csv", answers.assign(ans=0))
 
 
-def make_sample(output, people, eval_people, seed):
-    """Write train/ and eval/ to the empty or new folder output: seven photos each of people to
-    train on and of eval_people to submit for.
-
-    Person i of a split depends on the seed and i alone. Raises InputError when the folder isn't
-    empty or a split would lack a combination of gender and age group.
+@contextlib.contextmanager
+def new_folder(output):
+    """A hidden folder beside output, absent yet, which is renamed to output in the end: nobody
+    should train on half a data set. Raises InputError unless output is new or empty.
     """
     output = Path(output)
-    if min(people, eval_people) < COMBINATIONS:
-        raise InputError(
-            f"--people {people}, --eval-people {eval_people}: give at least {COMBINATIONS} each, "
-            "a person of each gender in each age group"
-        )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output}: not an empty folder; empty it or choose another --output")
-    make_folder(output, "choose another --output")
-    # Drawn elsewhere, then renamed: nobody should train on half a data set.
     output = output.absolute()
     make_folder(output.parent, "choose another --output")
+    make_folder(output, "choose another --output")
     part = output.with_name(f".{output.name}.part")
     held = f"{output}: another command draws to it; choose another --output"
     with locked(hidden(part, ".lock"), held):
         shutil.rmtree(part, ignore_errors=True)
         try:
-            with tqdm(total=people + eval_people, unit="person", disable=None) as progress:
-                write_train(part / "train", people, seed, progress)
-                write_eval(part / "eval", eval_people, seed, progress)
+            yield part
             output.rmdir()
             part.rename(output)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def make_sample(output, people, eval_people, seed):
+    """Write train/ and eval/ to the empty or new folder output: seven photos each of drawn people
+    to train on and of eval_people to submit for.
+
+    Person i of a split depends on the seed and i alone. Raises InputError when the folder isn't
+    empty or a split would lack a combination of gender and age group.
+    """
+    if min(people, eval_people) < COMBINATIONS:
+        raise InputError(
+            f"--people {people}, --eval-people {eval_people}: give at least {COMBINATIONS} each, "
+            "a person of each gender in each age group"
+        )
+    with new_folder(output) as part:
+        drawn = draw_people(seed, TRAIN, people)
+        write_train(part / "train", tqdm(drawn, "train", people, unit="person", disable=None))
+        drawn = draw_people(seed, EVAL, eval_people)
+        write_eval(
+            part / "eval", tqdm(drawn, "eval", eval_people, unit="person", disable=None), seed
+        )
+
+
+def make_masked_sample(args):
+    """As make_sample, of the photos in args.faces, with SOURCE.txt, which says where they are from
+    and which were left out. Returns the numbers of people to train on and to submit for.
+    """
+    folder = Path(args.faces)
+    with new_folder(args.output) as part:
+        everybody, left_out = read_people(folder, args.labels, args.seed)
+        photos = sum(len(person["photos"]) for person in everybody)
+        people = choose_people(everybody, args.balance, args.seed)
+        eval_people = args.eval_people or max(1, (args.people or len(people)) // 10)
+        train, eval_ = people[eval_people:][: args.people], people[:eval_people]
+        if len(train) < (args.people or NUM_FOLDS):
+            raise InputError(
+                f"--faces {folder}: {len(people)} people to choose from, too few for --people "
+                f"{args.people or NUM_FOLDS} and --eval-people {eval_people}; {describe(left_out)}"
+            )
+        mask = partial(mask_person, folder=folder, seed=args.seed)
+        write_train(part / "train", in_processes(mask, train, "train"))
+        write_eval(part / "eval", in_processes(mask, eval_, "eval"), args.seed)
+        source = [
+            f"{len(train)} people to train on and {len(eval_)} to submit for, made by ETC.sample:",
+            *(f"--{name.replace('_', '-')} {value}" for name, value in vars(args).items()
+              if name != "output" and value is not None),
+            "",
+            f"Usable: {photos} photos of {len(everybody)} people. Left out: "
+            f"{describe(left_out) or 'nothing'}.",
+            LICENCE,
+        ]  # fmt: skip
+        with atomic_write(part / "SOURCE.txt", "w") as file:
+            file.write("\n".join(source) + "\n")
+    if left_out:
+        print(f"left out: {describe(left_out)}")
+    return len(train), len(eval_)
+
+
 def get_args_parser():
     parser = cli.ArgumentParser(
-        "python -m ETC.sample", description="Draw a data set in the competition's layout."
+        "python -m ETC.sample", description="Make a data set in the competition's layout."
     )
     # fmt: off
     add = parser.add_argument
     add("--output", required=True, help="a new or empty folder")
-    add("--people", type=cli.positive_int, default=120,
-        help="people to train on (default: %(default)s)")
+    add("--people", type=cli.positive_int,
+        help=f"people to train on (default: {PEOPLE}, or all of --faces)")
     add("--eval-people", type=cli.positive_int,
-        help="other people to submit for (default: a quarter of --people, at least 6)")
+        help="other people to submit for (default: a quarter of --people, at least 6; a tenth of "
+             "--faces)")
     add("--seed", type=cli.seed_int, default=777, help="who is drawn (default: %(default)s)")
+    add("--faces", metavar="DIR",
+        help="public photos of faces, on which masks are drawn (default: people are drawn)")
+    add("--labels", metavar="FILE",
+        help="a CSV with file, gender, age and perhaps id and race, of the photos in --faces "
+             "(default: their names, as in UTKFace: <age>_<gender>_<race>_<time>.jpg)")
+    add("--balance", choices=("competition",),
+        help="take as many people as its shares of gender and age allow (default: all)")
     # fmt: on
     return parser
 
 
 def main():
     args = get_args_parser().parse_args()
-    eval_people = args.eval_people or max(args.people // 4, COMBINATIONS)
-    make_sample(args.output, args.people, eval_people, args.seed)
-    images = (args.people + eval_people) * len(SHOTS)
-    print(f"drew {args.people} + {eval_people} people, {images} photos, in {args.output}")
+    if args.faces:
+        people, eval_people = make_masked_sample(args)
+    elif args.labels or args.balance:
+        raise InputError("--labels, --balance: only with --faces")
+    else:
+        people = args.people or PEOPLE
+        eval_people = args.eval_people or max(people // 4, COMBINATIONS)
+        make_sample(args.output, people, eval_people, args.seed)
+    images = (people + eval_people) * len(SHOTS)
+    print(f"drew {people} + {eval_people} people, {images} photos, in {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,290 @@
+"""Public photos of faces, for ETC.sample: which photos serve, and whom they show.
+
+Labels come from file names as in UTKFace, <age>_<gender>_<race>_<time>.jpg, or from a CSV.
+"""
+
+import re
+import zlib
+from collections import defaultdict
+from functools import cache, partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from config import config
+from data.detect import area_resize, build_detector, find_largest_faces, square, sum_table
+from data.images import pick_photos, read_image
+from data.labels import GENDER_LABELS, age_labels, full_gender, leaves_folder, read_table
+from utils import cli
+from utils.cli import InputError
+
+UTKFACE = re.compile(r"(\d{1,3})_([01])_([0-4])_\d+\.")
+RACES = ("White", "Black", "Asian", "Indian", "Others")
+AGES = (18, 80)  # of whom photos are kept, in years
+# The competition's shares, in percent.
+AGE_SHARES = {0: 47, 1: 42, 2: 10}
+GENDER_SHARES = {"female": 61, "male": 39}
+
+DETECT = 320  # px: faces are looked for in photos no larger than this
+SURE = 0.95  # probability of a face
+EYES_TO_MOUTH = 30  # px, at least
+ASIDE = 0.32  # how far the nose may be from the middle, from eyes to mouth being 1
+ALIGNED = 96  # px: a face turned upright, of one size
+SHARP = 45  # variance of its Laplacian, at least
+THUMB = 16  # px
+COPY = 0.975  # correlation of a picture with a copy; of aligned crops of two people, 0.955 at most
+
+
+def age_range(text):
+    """The first and the last age that a label stands for: 25, 20-29, "more than 70", 70+."""
+    if match := re.fullmatch(r"(\d+)(?:\.0+)?", text):
+        return int(match[1]), int(match[1])
+    if match := re.fullmatch(r"(\d+) ?[-–] ?(\d+)", text):  # noqa: RUF001 - an en dash
+        return int(match[1]), int(match[2])
+    if match := re.fullmatch(r"(?:more than |over )?(\d+) ?\+?", text):
+        return int(match[1]), int(match[1]) + 10
+    return None
+
+
+def read_names(folder):
+    """Labels from names as in UTKFace: a table of strings, and names that are none."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    rows, wrong = [], []
+    for path in pick_photos(files)[0]:
+        file = path.relative_to(folder).as_posix()
+        match = UTKFACE.match(path.name)
+        if match:
+            age, gender, race = match.groups()
+            rows.append((file, file, ("male", "female")[int(gender)], age, RACES[int(race)]))
+        else:
+            wrong.append(file)
+    return pd.DataFrame(rows, columns=["id", "file", "gender", "age", "race"]), wrong
+
+
+def read_labels(path):
+    """Labels from a CSV with file (or face), gender and age, and perhaps id and race: as read_names
+    does, but what is wrong is named by its line.
+    """
+    hint = "give --labels a CSV with file, gender and age"
+    table = read_table(path, ["gender", "age"], hint, optional=["file", "face", "id", "race"])
+    table = table.rename(columns={} if "file" in table else {"face": "file"})
+    if "file" not in table:
+        raise InputError(f"{path}: no column file in {', '.join(table)}; {hint}")
+    table["gender"] = full_gender(table["gender"])
+    for name in table:
+        table[name] = table[name].str.strip()
+    if "id" not in table:
+        table["id"] = table["file"]
+    if "race" not in table:
+        table["race"] = "Unknown"
+    # Part of a folder's name in the data set that is made.
+    table["race"] = table["race"].str.replace(r"\W+", "-", regex=True).replace("", "Unknown")
+    good = table["gender"].isin(list(GENDER_LABELS)) & ~table["file"].map(leaves_folder)
+    good &= table["age"].map(age_range).notna() & (table["id"] != "")
+    wrong = [f"line {line}" for line in table.index[~good]]
+    return table[good][["id", "file", "gender", "age", "race"]].reset_index(drop=True), wrong
+
+
+def person_seed(seed, name):
+    """The seed of what is drawn for a person: of the name alone, whoever else is drawn."""
+    return [seed, zlib.crc32(name.encode())]
+
+
+def drawn_age(row, seed):
+    low, high = age_range(row.age)
+    return int(np.random.default_rng(person_seed(seed, row.id)).integers(low, high, endpoint=True))
+
+
+@cache
+def detector():
+    return build_detector(torch.device("cpu"))
+
+
+def find_landmarks(photos):
+    """The largest face's probability and its eyes, nose and corners of the mouth in each photo of a
+    uint8 array (N, H, W, 3): floats (N,), 0 without a face, and (N, 5, 2), in pixels.
+    """
+    found = find_largest_faces(detector(), photos, 40)
+    probs, points = np.zeros(len(photos)), np.zeros((len(photos), 5, 2))
+    seen = [number for number, faces in enumerate(found) if faces]
+    if seen:
+        probs[seen] = [found[number][0][1] for number in seen]
+        boxes = square(torch.tensor([found[number][0][0] for number in seen])).round().long()
+        pad = max(0, int(-boxes.min()), int(boxes.max()) - min(photos.shape[1:3]))
+        padded = np.pad(photos[seen], ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        table = sum_table(padded, torch.device("cpu"))
+        with torch.inference_mode():
+            faces = area_resize(table, torch.arange(len(seen)), boxes + pad, 48, 48)
+            _, marks, _ = detector().onet(faces)  # x of the five points, then y, in the box
+        side = (boxes[:, 2] - boxes[:, 0])[:, None, None]
+        points[seen] = (marks.view(-1, 2, 5).mT * side + boxes[:, None, :2]).numpy()
+    return probs, points
+
+
+def face_frame(points):
+    """Eyes' midpoint (2,) of five landmarks, and the vectors right and down, float (2,), whose
+    lengths are a face unit: from the eyes to the mouth.
+    """
+    eyes, mouth = points[:2].mean(0), points[3:].mean(0)
+    down = mouth - eyes
+    across = points[1] - points[0] + points[4] - points[3]
+    right = np.array([down[1], -down[0]])
+    return eyes, right * (1 if right @ across > 0 else -1), down
+
+
+def aligned_face(photo, points):
+    """The face turned upright, uint8 RGB (ALIGNED, ALIGNED, 3)."""
+    eyes, right, down = face_frame(points)
+    unit = ALIGNED * 0.36
+    zoom = min(1, unit / np.linalg.norm(down))
+    if zoom < 1:
+        photo = cv2.resize(photo, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    source = zoom * np.array([eyes, eyes + right, eyes + down])
+    target = ALIGNED * np.array([0.5, 0.36]) + [[0, 0], [unit, 0], [0, unit]]
+    matrix = cv2.getAffineTransform(np.float32(source), np.float32(target))
+    return cv2.warpAffine(photo, matrix, (ALIGNED, ALIGNED), borderMode=cv2.BORDER_REPLICATE)
+
+
+def measure(files, folder):
+    """(reason, points, thumb) of each photo: why it is left out, or None with the landmarks in its
+    pixels, float (5, 2), and a normalized thumbnail, float32 (THUMB * THUMB,).
+    """
+    photos = [read_image(folder / file)[0] for file in files]
+    small, by_shape = {}, defaultdict(list)
+    for number, photo in enumerate(photos):
+        if photo is not None:
+            zoom = min(1, DETECT / max(photo.shape[:2]))
+            size = [max(1, round(side * zoom)) for side in photo.shape[1::-1]]
+            small[number] = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+            by_shape[small[number].shape].append(number)
+    results = [("unreadable", None, None)] * len(files)
+    for numbers in by_shape.values():
+        probs, points = find_landmarks(np.stack([small[number] for number in numbers]))
+        for number, prob, marks in zip(numbers, probs, points):
+            marks = np.round(marks * photos[number].shape[1] / small[number].shape[1], 1)
+            results[number] = judge(photos[number], prob, marks)
+    return results
+
+
+def judge(photo, prob, points):
+    """As measure, of one photo and the face found there."""
+    if prob < SURE:
+        return "no face", None, None
+    eyes, right, down = face_frame(points)
+    unit = np.linalg.norm(down)
+    if unit < EYES_TO_MOUTH:
+        return "face too small", None, None
+    across = (points - eyes) @ right / unit**2  # in face units
+    if abs(across[2]) > ASIDE or across[1] - across[0] < 0.55:
+        return "turned aside", None, None
+    grey = cv2.cvtColor(aligned_face(photo, points), cv2.COLOR_RGB2GRAY)
+    if cv2.Laplacian(grey, cv2.CV_32F).var() < SHARP:
+        return "blurred", None, None
+    thumb = cv2.resize(photo, (THUMB, THUMB), interpolation=cv2.INTER_AREA).mean(2).ravel()
+    thumb = np.float32(thumb - thumb.mean())
+    return None, points, thumb / max(np.linalg.norm(thumb), 1)
+
+
+def in_processes(function, jobs, what):
+    """function(job) of each job, in their order, computed by one process per core."""
+    # One process at least: with the threads of the main one, results might differ.
+    loader = DataLoader(
+        jobs,
+        batch_size=None,
+        collate_fn=function,
+        num_workers=min(config.NUM_WORKERS, len(jobs)),
+        worker_init_fn=cli.start_worker,
+        generator=torch.Generator(),
+    )
+    return tqdm(loader, what, len(jobs), disable=None)
+
+
+def find_copies(thumbs):
+    """Whether a thumbnail, float32 (N, D), resembles an earlier one as only copies do: bool (N,)"""
+    copies = np.zeros(len(thumbs), bool)
+    for start in range(0, len(thumbs), 1024):
+        block = thumbs[start : start + 1024]
+        likeness = np.tril(block @ thumbs[: start + len(block)].T, start - 1)
+        copies[start : start + len(block)] = (likeness > COPY).any(axis=1)
+    return copies
+
+
+def read_people(folder, labels, seed):
+    """The people of a folder's photos: [{id, gender, race, age, photos: [(file, points)]}], and
+    {reason: [photos left out for it]}. Raises InputError without any.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"--faces {folder}: no such folder")
+    table, wrong = read_labels(labels) if labels else read_names(folder)
+    left_out = defaultdict(list, {"wrong row" if labels else "wrong name": wrong})
+
+    def leave_out(rows, reason):
+        nonlocal table
+        rows = rows.astype(bool)  # of an empty table too
+        left_out[reason] += table["file"][rows].tolist()
+        table = table[~rows].reset_index(drop=True)
+
+    leave_out(table["file"].duplicated(), "listed twice")
+    table["age"] = [drawn_age(row, seed) for row in table.itertuples()]
+    leave_out(~table["age"].between(*AGES), f"age outside {AGES[0]} to {AGES[1]}")
+    leave_out(~table["file"].map(lambda file: (folder / file).is_file()), "no such file")
+    files = table["file"].tolist()
+    chunks = [files[start : start + 16] for start in range(0, len(files), 16)]
+    measured = in_processes(partial(measure, folder=folder), chunks, "read") if chunks else []
+    rows = [row for chunk in measured for row in chunk]
+    table["reason"], table["points"], table["thumb"] = zip(*rows) if rows else ((), (), ())
+    for reason in ("unreadable", "no face", "face too small", "turned aside", "blurred"):
+        leave_out(table["reason"] == reason, reason)
+    if len(table):
+        leave_out(find_copies(np.stack(table["thumb"])), "copy of another photo")
+        first = table.groupby("id")[["gender", "age"]].transform("first")
+        other = (table["gender"] != first["gender"]) | ((table["age"] - first["age"]).abs() > 5)
+        leave_out(other, "labelled otherwise than the person's first photo")
+    people = {}
+    for row in table.itertuples():
+        person = {"id": row.id, "gender": row.gender, "race": row.race, "age": row.age}
+        person = people.setdefault(row.id, {**person, "photos": []})
+        person["photos"].append((row.file, row.points))
+    left_out = {reason: names for reason, names in left_out.items() if names}
+    if not people:
+        raise InputError(
+            f"--faces {folder}: no usable photos; {describe(left_out) or 'it is empty'}"
+        )
+    return list(people.values()), left_out
+
+
+def describe(left_out):
+    """ "3 no face (a.jpg, b.jpg, c.jpg); 1 blurred (d.jpg)" of what read_people left out."""
+    parts = []
+    for reason, names in left_out.items():
+        more = ", .." if len(names) > 3 else ""
+        parts.append(f"{len(names)} {reason} ({', '.join(names[:3])}{more})")
+    return "; ".join(parts)
+
+
+def choose_people(people, balance, seed):
+    """People in a random order; with balance, as many as the competition's shares of gender and age
+    group allow, so that the first N have these shares too, for any N.
+    """
+    order = np.random.default_rng(seed).permutation(len(people))
+    people = [people[index] for index in order]
+    if not balance:
+        return people
+    groups = defaultdict(list)
+    for person in people:
+        groups[person["gender"], int(age_labels(person["age"]))].append(person)
+    places, limit = [], len(people)
+    for gender, gender_share in GENDER_SHARES.items():
+        for group, age_share in AGE_SHARES.items():
+            share = gender_share * age_share / 100 / sum(AGE_SHARES.values())
+            members = groups[gender, group]
+            limit = min(limit, len(members) / share)
+            places += [((number + 0.5) / share, person) for number, person in enumerate(members)]
+    places.sort(key=lambda place: place[0])
+    return [person for place, person in places if place < limit]

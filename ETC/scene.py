@@ -1,0 +1,313 @@
+"""Portraits of 384 x 512 from public photos of faces, for ETC.sample, and seven shots of each.
+
+A photo that shows head and shoulders is cropped. One that shows a face only is given the rest.
+"""
+
+import cv2
+import numpy as np
+
+from ETC.canvas import FRAME, HEIGHT, MARGIN, MIRROR, WIDTH, arc, symmetric
+from ETC.faces import face_frame
+from ETC.masks import CHANCES, KINDS, MISWORN, any_colour, choose_mask, face_light, grain, wear
+from ETC.portrait import SHOTS
+
+# What has to be around the eyes, in face units: to the sides, above and below.
+ROOM = (1.35, 1.1, 2.0)
+FACE_UNIT = (60, 92)  # px, from the eyes to the mouth
+GRID = (FRAME[0] // 2, FRAME[1] // 2)  # what is drawn around a face is coarse
+LARGEST = 140  # px, in photos without much room around the face
+ZOOM = 2  # at most
+
+
+def scaled(photo, points, zoom):
+    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    size = [max(1, round(side * zoom)) for side in photo.shape[1::-1]]
+    factor = np.divide(size, photo.shape[1::-1])
+    return cv2.resize(photo, size, interpolation=how), points * factor
+
+
+def portrait(photo, points, rng):
+    """A picture as large as FRAME, uint8 RGB, the landmarks in it, and how soft its edges are, as
+    the deviation of a blur in px. photo: uint8 RGB; points: its landmarks, float (5, 2).
+    """
+    eyes, _, down = face_frame(points)
+    unit = np.linalg.norm(down)
+    sides = np.array([*eyes, *(np.array(photo.shape[1::-1]) - eyes)]) / unit  # left, up, right ..
+    wanted = min(rng.uniform(*FACE_UNIT), ZOOM * unit)
+    if min(sides[0], sides[2]) > ROOM[0] and sides[1] > ROOM[1] and sides[3] > ROOM[2]:
+        # As much around the face as there is.
+        wanted = max(wanted, WIDTH / (sides[0] + sides[2]), HEIGHT / (sides[1] + sides[3]))
+        if wanted <= min(LARGEST, ZOOM * unit):
+            zoom = wanted / unit
+            image, points = scaled(photo, points, zoom)
+            at = face_frame(points)[0]
+            corner = at - (WIDTH / 2, HEIGHT * rng.uniform(0.34, 0.42))
+            room = np.array(image.shape[1::-1]) - (WIDTH, HEIGHT)
+            corner = np.round(np.clip(corner, 0, np.maximum(room, 0))) - MARGIN
+            shift = np.float32([[1, 0, -corner[0]], [0, 1, -corner[1]]])
+            image = cv2.warpAffine(image, shift, FRAME, borderMode=cv2.BORDER_REFLECT_101)
+            return image, points - corner, softness(zoom)
+    zoom = wanted / unit
+    image, points = scaled(photo, points, zoom)
+    return *complete(image, points, rng), softness(zoom)
+
+
+def softness(zoom):
+    """Enlarged photos are soft."""
+    return 0.35 + 0.45 * max(zoom - 0.8, 0)
+
+
+def smooth(x, low, high):
+    """0 up to low, 1 from high, and a smooth step between them."""
+    x = np.clip((x - low) / (high - low), 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def draw_wall(base, rng):
+    """A place out of focus around a colour, float32 RGB on the grid."""
+    rows, columns = 71, 55
+    image = np.empty((rows, columns, 3), np.float32)
+    image[:] = base + np.linspace(rng.uniform(-20, 30), rng.uniform(-30, 15), rows)[:, None, None]
+    kind = rng.integers(4)
+    for _ in range(int((0, 5, 12, 40)[kind])):
+        x, y = rng.integers(-6, (columns, rows)).tolist()
+        w, h = (rng.integers(3, (26, 44)) if kind < 3 else rng.integers(2, 9, 2)).tolist()
+        colour = base + rng.uniform(-50, 50) + rng.uniform(-18, 18, 3)
+        if kind == 1:  # frames and furniture
+            cv2.rectangle(image, (x, y), (x + w, y + h), colour, -1)
+        else:  # leaves, lights
+            colour = colour * (0.72, 0.84, 0.62) if kind == 2 else colour + rng.uniform(-20, 50)
+            cv2.ellipse(image, (x, y), (w // 2, h // 2), 0, 0, 360, colour, -1)
+    image = cv2.GaussianBlur(image, (0, 0), (4, rng.uniform(0.7, 3), 3, 1.6)[kind])
+    image += np.linspace(-1, 1, columns)[:, None] * rng.uniform(-18, 18)
+    return cv2.resize(image, GRID, interpolation=cv2.INTER_CUBIC)
+
+
+class Backdrop:
+    """What is drawn around a face, on a grid of every second pixel. x and y: in face units, from
+    the eyes; unit and origin: a face unit and the eyes, in cells of the grid.
+    """
+
+    def __init__(self, unit, origin):
+        self.unit, self.origin, self.image = unit, origin, None
+        y, x = np.mgrid[: GRID[1], : GRID[0]].astype(np.float32)
+        self.x, self.y = (x - np.float32(origin[0])) / unit, (y - np.float32(origin[1])) / unit
+
+    def paint(self, outline, colour, soft, alpha=1.0):
+        """Fill an outline, in face units, with a colour or a layer; soft: of edges, in cells."""
+        cover = np.zeros(GRID[::-1], np.uint8)
+        outline = np.asarray(outline) * self.unit + self.origin
+        cv2.fillPoly(cover, [np.round(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+        cover = cv2.GaussianBlur(cover, (0, 0), soft) * np.float32(alpha / 255)
+        self.image += cover[..., None] * (np.float32(colour) - self.image)
+
+
+def complete(photo, points, rng):
+    """A face on a portrait: behind it a wall in the colours beside it, above it the rest of the
+    hair, below it neck and clothes. Returns the picture and the landmarks in it.
+    """
+    eyes, _, down = face_frame(points)
+    unit = np.float32(np.linalg.norm(down))
+    origin = np.array([WIDTH / 2 + rng.uniform(-14, 14), HEIGHT * rng.uniform(0.36, 0.43)]) + MARGIN
+    if eyes[1] > 0.8 * unit and rng.random() < 0.25:  # the upper edge of the photo stays one
+        origin[1] = eyes[1] + MARGIN + 8
+    # Upright, as what is drawn around it.
+    turn = np.array([[down[1], -down[0]], [down[0], down[1]]]) / np.linalg.norm(down)
+    shift = np.float32(np.column_stack([turn, origin - turn @ eyes]))
+    known = cv2.warpAffine(known_pixels(photo), shift, FRAME)
+    photo = cv2.warpAffine(photo, shift, FRAME, borderMode=cv2.BORDER_REPLICATE)
+    points = (points - eyes) @ turn.T + origin
+
+    small = cv2.resize(photo, GRID, interpolation=cv2.INTER_AREA).astype(np.float32)
+    seen = cv2.resize(known, GRID, interpolation=cv2.INTER_AREA) > 250
+    scene = Backdrop(unit / 2, origin / 2)
+    x, y = scene.x, scene.y
+    ring = seen & ((np.abs(x) > 1.0) & (y < 0.8) | (y < -0.75))
+    skin, hair, wall_colour, side, is_long = colours_of(small, seen, ring, x, y)
+    if rng.random() < 0.15:
+        wall_colour = rng.uniform(60, 235) + rng.uniform(-14, 14, 3)
+    scene.image = draw_wall(wall_colour * rng.uniform(0.85, 1.1), rng)
+    # What is beside the face goes on for a bit.
+    near = np.dstack([small * ring[..., None], ring.astype(np.float32)])
+    near = cv2.resize(near, (GRID[0] // 4, GRID[1] // 4), interpolation=cv2.INTER_AREA)
+    near = cv2.resize(cv2.GaussianBlur(near, (0, 0), float(unit) / 32), GRID)
+    scene.image = (near[..., :3] + 0.3 * scene.image) / (near[..., 3:] + 0.3)
+    # Of a head that is turned aside, more is seen behind.
+    behind = 1.3 * (origin[0] - points[2, 0]) / unit
+    draw_body(scene, skin, side, 0.5 * behind, rng)
+    draw_hair(scene, hair, is_long and rng.random() < 0.7, side, behind, rng)
+    draw_forehead(scene, small, seen, 0.3 * behind, rng)
+    grey = scene.image.mean(2, keepdims=True)  # beside a black and white photo
+    scene.image = grey + min(float(np.ptp(skin)) / 20, 1) * (scene.image - grey)
+
+    picture = cv2.resize(scene.image, FRAME, interpolation=cv2.INTER_CUBIC)
+    picture += 2 * grain(rng, *FRAME[::-1])
+    # Without what is near the border of the photo.
+    edge = cv2.distanceTransform(cv2.copyMakeBorder(known, 1, 1, 1, 1, 0), cv2.DIST_L2, 3)
+    edge = smooth(edge[1:-1:2, 1:-1:2] / unit, 0, rng.uniform(0.16, 0.34))
+    jaw = 1.5 - 0.55 * smooth(y, 0.7, 1.9)
+    round_ = np.abs(x / jaw) ** 3 + np.abs((y - 0.2) / 1.85) ** 3
+    alpha = cv2.resize(edge * (1 - smooth(round_, 0.6, 1.3)), FRAME)
+    picture += alpha[..., None] * (photo - picture)
+    return np.clip(picture, 0, 255).astype(np.uint8), points
+
+
+def colours_of(photo, seen, ring, x, y):
+    """The colours of skin, hair and what is behind, float32 (3,); where the light comes from, from
+    -0.3, the left, to 0.3; and whether the hair is long.
+
+    photo: float32 (H, W, 3) on the grid of x and y; seen: where it is known; ring: around the face.
+    """
+    cheeks = [
+        np.median(photo[(np.abs(x - at) < 0.18) & (np.abs(y - 0.62) < 0.2)], axis=0)
+        for at in (-0.5, 0.5)
+    ]
+    skin = np.mean(cheeks, axis=0)
+    side = float(np.clip((cheeks[1].sum() - cheeks[0].sum()) / (np.sum(cheeks) + 1), -0.3, 0.3))
+    beside = photo[ring] if ring.any() else photo.reshape(-1, 3)
+    top = seen & (y < -0.65) & (np.abs(x) < 0.75)
+    top = photo[top] if top.any() else beside
+    # Hair is darker than the skin, or of another colour, or else there is none.
+    darker, other = top.sum(1) < 0.72 * skin.sum(), np.abs(top - skin).sum(1) > 60
+    hairy = next((which for which in (darker, other) if which.mean() > 0.1), ~darker | darker)
+    hairs = top[hairy][np.argsort(top[hairy].sum(1))]
+    hair = np.median(hairs[: 1 + len(hairs) // 2], axis=0)
+    low = photo[seen & (np.abs(y - 1.1) < 0.15) & (np.abs(np.abs(x) - 1.1) < 0.15)]
+    is_long = len(low) > 0 and np.abs(np.median(low, axis=0) - hair).sum() < 60
+    tones = beside.sum(1)
+    behind = np.median(beside[tones >= np.percentile(tones, 70)], axis=0)
+    return skin, hair, behind, side, is_long
+
+
+def known_pixels(photo):
+    """255 where a photo, uint8 RGB, shows something: not in the black corners of a turned one."""
+    height, width = photo.shape[:2]
+    black = np.uint8(photo.max(2) < 8)
+    for corner in ((0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1)):
+        if black[corner[::-1]] == 1:
+            cv2.floodFill(black, None, corner, 2)
+    empty = cv2.dilate(np.uint8(black == 2), np.ones((5, 5), np.uint8))
+    return np.uint8(255) * (1 - empty)
+
+
+def draw_body(scene, skin, side, lean, rng):
+    """Neck and clothes; side: where the light comes from; lean: x of the middle."""
+    x, y = scene.x - np.float32(lean), scene.y
+    neck = rng.uniform(0.64, 0.82)
+    shade = 1 - 0.34 * smooth(np.abs(x) / neck, 0.3, 1.1) + np.float32(side) * x
+    shade *= 0.76 + 0.24 * smooth(y, 1.8, 2.5)  # the shadow of the chin
+    shoulder, drop = rng.uniform(1.9, 2.5), rng.uniform(2.3, 2.6)
+    half = ((0, 0.9), (neck, 0.9), (neck * 0.96, 1.9), (neck + 0.3, 2.2), (shoulder, 2.8))
+    outline = np.add(symmetric(*half, (shoulder, 9), (0, 9)), (lean, 0))
+    scene.paint(outline, skin * shade[..., None], 1.0)
+
+    cloth = np.clip(any_colour(rng) * 0.9 + 8, 10, 235)
+    folds = rng.normal(0, 1, (14, 9)).astype(np.float32)
+    folds = cv2.resize(folds, GRID, interpolation=cv2.INTER_CUBIC)
+    tone = 1 + 0.08 * folds - 0.14 * smooth(np.abs(x), 0.8, 2.2) + np.float32(0.7 * side) * x
+    tone = (tone * (0.8 + 0.2 * smooth(y, drop - 0.5, drop + 0.7)))[..., None]
+    fabric = tone * cloth
+    if rng.random() < 0.3:
+        wave = np.sin(
+            (y if rng.random() < 0.5 else x) * np.pi / rng.uniform(0.1, 0.3) + 0.4 * folds
+        )
+        fabric += smooth(wave, 0, 0.4)[..., None] * (tone * any_colour(rng) - fabric)
+    deep = drop - 0.25 + rng.choice([0, 0.15, 0.5, 1.0])
+    edge = neck + 0.12, drop - 0.45
+    neckline = np.array([edge, (0, deep + 0.2), edge]) * [[-1, 1], [1, 1], [1, 1]]  # a V
+    if deep < drop:
+        neckline = arc(neckline[0], (0, deep), edge)
+    body = np.array([(shoulder, drop + 0.25), (shoulder + 0.45, drop + 1), (shoulder + 0.6, 9)])
+    body = np.add(np.concatenate([neckline, body, body[::-1] * MIRROR]), (lean, 0))
+    scene.paint(np.add(body, (0, -0.06)), skin * 0.6, 1.6, 0.5)
+    scene.paint(body, fabric, 1.0)
+    if rng.random() < 0.45:  # a collar
+        half = np.array(
+            [(neck, drop - 0.7), (neck + 0.2, drop - 0.3), (0.5, drop + 0.35), (0.02, deep + 0.1)]
+        )
+        for collar in (half, half * MIRROR):
+            scene.paint(np.add(collar, (lean, 0.05)), fabric * np.float32(0.6), 1.4)
+            scene.paint(np.add(collar, (lean, 0)), tone * np.clip(cloth * 1.12 + 8, 0, 250), 0.8)
+
+
+def draw_hair(scene, hair, is_long, side, shift, rng):
+    """The top of the head and, where the photo shows long hair, what hangs down beside the neck."""
+    x, y = scene.x - np.float32(shift), scene.y
+    angle = np.arctan2(x, y + rng.uniform(2.4, 3.4)) + rng.uniform(0, 0.04) * np.sin(4 * y + 3 * x)
+    strands = rng.normal(size=(1, 1024)).astype(np.float32)
+    strands = cv2.GaussianBlur(strands, (0, 0), rng.uniform(2, 5))[0]
+    strands = strands[(angle * 200).astype(int) % 1024] / strands.std()
+    height, width = rng.uniform(1.6, 1.85), rng.uniform(1.1, 1.24)
+    tone = 1 + rng.uniform(0.04, 0.1) * strands + np.float32(0.6 * side) * x
+    tone += 0.2 * np.exp(-(((y + 0.8 * height) / 0.25) ** 2))
+    tone -= 0.3 * smooth(x * x / width**2 + y * y / height**2, 0.6, 1.0)
+    layer = np.float32(hair + 8) * tone[..., None]
+    half = ((0, -height), (0.5, -height), (0.9 * width, -1.35), (width, -0.75), (width, -0.2))
+    scene.paint(np.add(symmetric(*half, (0, -0.2)), (shift, 0)), layer, 0.04 * scene.unit)
+    if is_long:
+        ends = rng.uniform(1.7, 3.2, 2)
+        for flip, end in zip((-1, 1), ends):
+            lock = [(width - 0.1, -0.6), (width + 0.1, 0.3), (width + 0.14, end - 0.4), (1.0, end)]
+            lock = np.array([*lock, (0.62, end - 0.3), (0.7, 0.6)]) * (flip, 1) + (shift, 0)
+            scene.paint(
+                lock, layer * (1 - 0.25 * smooth(y, 0.5, end))[..., None], 0.05 * scene.unit
+            )
+
+
+def draw_forehead(scene, photo, seen, shift, rng):
+    """What the upper edge of the photo shows goes on up to the hairline."""
+    row = int(np.argmax(seen[:, int(scene.origin[0])])) + 1
+    edge = float(scene.y[row, 0])
+    if edge < -1.2:
+        return
+    colours = photo[row : row + max(2, int(0.1 * scene.unit))].mean(0, keepdims=True)
+    colours = cv2.GaussianBlur(colours, (0, 0), 0.12 * scene.unit)
+    shade = 1 - 0.3 * smooth(edge - scene.y, 0, 0.5)
+    middle = min(edge - 0.05, rng.uniform(-1.2, -1.0))
+    half = ((0, middle), (0.4, middle + 0.02), (0.7, 0.6 * middle + 0.4 * edge), (0.8, edge + 0.3))
+    outline = np.add(symmetric(*half, (0, edge + 0.3)), (shift, 0))
+    scene.paint(outline, colours * shade[..., None], 0.06 * scene.unit)
+
+
+def shoot(image, points, mask, how, blur, rng):
+    """One shot, uint8 RGB (HEIGHT, WIDTH, 3), of a portrait: moved a little, in a light of its own;
+    mask: from choose_mask, or None.
+    """
+    centre = points.mean(0)
+    matrix = cv2.getRotationMatrix2D(centre, rng.uniform(-6, 6), rng.uniform(0.92, 1.1))
+    matrix[:, 2] += rng.uniform(-16, 16, 2) - MARGIN
+    photo = cv2.warpAffine(image, matrix, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REFLECT_101)
+    points = points @ matrix[:, :2].T + matrix[:, 2]
+    if mask is not None:
+        wear(photo, points, mask, how, blur, face_light(photo, points), rng)
+    # Contrast around grey, saturation and temperature, in one matrix.
+    gain = rng.uniform(0.86, 1.14) * (1 + rng.normal(0, 0.035) * np.array([1, 0, -1]))
+    saturation, contrast = rng.uniform(0.82, 1.15), rng.uniform(0.9, 1.12)
+    mix = saturation * np.eye(3) + (1 - saturation) * np.array([0.299, 0.587, 0.114])
+    mix = contrast * gain[:, None] * mix
+    offset = 118 * (1 - contrast) * np.ones((3, 1))
+    photo = cv2.transform(photo, np.hstack([mix, offset]))
+    sharpness = rng.uniform(-1, 1)
+    if sharpness < -0.2:
+        photo = cv2.GaussianBlur(photo, (0, 0), 0.2 - 0.8 * sharpness)
+    elif sharpness > 0.5:
+        photo = cv2.addWeighted(
+            photo, 1 + sharpness, cv2.GaussianBlur(photo, (0, 0), 1), -sharpness, 0
+        )
+    return photo
+
+
+def draw_shots(photos, rng):
+    """{shot: (photo, JPEG quality)} of a person's photos, [(uint8 RGB, landmarks)]."""
+    used = [portrait(*photos[index], rng) for index in rng.permutation(len(photos))[: len(SHOTS)]]
+    kinds = rng.choice(list(KINDS), 5, replace=False, p=CHANCES).tolist()
+    kinds.append(str(rng.choice([kind for kind in kinds if kind != "scarf"])))  # worn incorrectly
+    misworn = str(rng.choice(list(MISWORN), p=list(MISWORN.values())))
+    result = {}
+    for number, shot in enumerate(SHOTS):
+        image, points, blur = used[number % len(used)]
+        how = misworn if shot == "incorrect_mask" else "worn"
+        mask = None if shot == "normal" else choose_mask(rng, kinds[number])
+        photo = shoot(image, points, mask, how, blur, rng)
+        result[shot] = photo, int(rng.integers(60, 96))
+    return result

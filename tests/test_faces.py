@@ -1,0 +1,240 @@
+"""Public photos of faces: which serve, whom they show, and the data set made of them."""
+
+import re
+from collections import Counter
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import FACES, SHOTS, assert_refused, run, run_ok, write_jpeg
+from data.images import load_image
+from ETC import faces, portrait, scene
+from ETC.masks import Head, choose_mask, face_light, wear
+
+# Age and random seed of drawn people of whose faces MTCNN is sure, men and women in turn.
+DRAWN = (
+    (18, 1), (22, 3), (25, 4), (29, 5), (33, 9), (41, 10), (47, 2), (52, 13), (58, 11), (61, 6),
+    (66, 18), (74, 7),
+)  # fmt: skip
+
+
+def contents(folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def left_out(text):
+    """{reason: count} of what the command says it left out."""
+    return {reason: int(count) for count, reason in re.findall(r"(\d+) ([^(;\n]+) \(", text)}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder as UTKFace comes: drawn people in part1 and part2, and what has to be left out."""
+    folder = tmp_path_factory.mktemp("faces")
+    for number, (age, seed) in enumerate(DRAWN):
+        rng = np.random.default_rng([3, seed])
+        traits = portrait.draw_traits(rng, ("male", "female")[number % 2], age)
+        photo = portrait.draw_shot(traits, "normal", rng)
+        name = f"{age}_{number % 2}_{number % 5}_2017.jpg.chip.jpg"
+        write_jpeg(folder / f"part{1 + number % 2}" / name, photo)
+    first, second = load_image(FACES[0]), load_image(FACES[1])
+    write_jpeg(folder / "part3/28_1_0_1.jpg", first)
+    write_jpeg(folder / "part3/31_1_0_2.jpg", cv2.resize(first, (300, 400)))
+    write_jpeg(folder / "part3/30_1_0_3.jpg", np.full((300, 200, 3), 120, np.uint8))
+    write_jpeg(folder / "part3/30_1_0_4.jpg", cv2.resize(second, (96, 128)))
+    write_jpeg(folder / "part3/30_1_0_5.jpg", cv2.GaussianBlur(second, (0, 0), 6))
+    write_jpeg(folder / "part3/8_1_0_6.jpg", second)
+    write_jpeg(folder / "part3/61_1_20170109.jpg", second)
+    (folder / "part3/40_1_0_7.jpg").write_bytes(b"no photo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(photos, tmp_path_factory):
+    """What the command makes of photos, and what it prints."""
+    folder = tmp_path_factory.mktemp("made") / "data"
+    command = "-m", "ETC.sample", "--faces", photos, "--eval-people", 3, "--output", folder
+    return folder, run_ok(*command)
+
+
+def test_what_is_left_out_is_counted(made):
+    folder, printed = made
+    expected = {
+        "wrong name": 1, "age outside 18 to 80": 1, "unreadable": 1, "no face": 1,
+        "face too small": 1, "blurred": 1, "copy of another photo": 1,
+    }  # fmt: skip
+    assert left_out(printed) == expected
+    source = (folder / "SOURCE.txt").read_text()
+    assert left_out(source.split("Left out: ")[1]) == expected
+    assert "part3/31_1_0_2.jpg" in source
+    assert "UTKFace" in source
+    assert "--seed 777" in source
+
+
+def test_layout_of_train_and_eval(made):
+    folder, _ = made
+    train = pd.read_csv(folder / "train/train.csv", dtype=str)
+    assert list(train) == ["id", "gender", "race", "age", "path"]
+    for row in train.itertuples():
+        assert row.path == f"{row.id}_{row.gender}_{row.race}_{row.age}"
+        files = {
+            path.name: load_image(path) for path in (folder / "train/images" / row.path).iterdir()
+        }
+        assert files.keys() == {f"{shot}.jpg" for shot in SHOTS}
+        assert {photo.shape for photo in files.values()} == {(512, 384, 3)}
+    answers = pd.read_csv(folder / "eval/answers.csv")
+    info = pd.read_csv(folder / "eval/info.csv")
+    assert info["ImageID"].equals(answers["ImageID"])
+    assert {path.name for path in (folder / "eval/images").iterdir()} == set(info["ImageID"])
+    assert Counter(answers["ans"] // 6) == {0: 15, 1: 3, 2: 3}
+    # Nobody is in both: every person's age and gender is another one here.
+    pairs = {(row.age, row.gender) for row in train.itertuples()}
+    assert len(pairs) == len(train) == len(DRAWN) + 1 - 3
+
+
+def test_the_same_bytes_again(made, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("config.config.NUM_WORKERS", 1)
+    command = "-m", "ETC.sample", "--faces", photos, "--eval-people", 3, "--output", tmp_path / "b"
+    run_ok(*command)
+    assert contents(tmp_path / "b") == contents(made[0])
+
+
+def test_labels_of_a_table(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text(
+        "face,Gender,age,id,race,other\n"
+        "a.jpg,Female,20-29,7,East Asian,\n"
+        "b.jpg,M,more than 70,8,,\n"
+        "c.jpg,x,30,9,,\n"
+        "d.jpg,male,old,9,,\n"
+        "../e.jpg,male,30,9,,\n"
+    )
+    table, wrong = faces.read_labels(path)
+    assert wrong == ["line 4", "line 5", "line 6"]
+    assert table["gender"].tolist() == ["female", "male"]
+    assert table["race"].tolist() == ["East-Asian", "Unknown"]
+    ages = np.array(
+        [[faces.drawn_age(row, seed) for row in table.itertuples()] for seed in range(99)]
+    )
+    assert ages.min(0).tolist() == [20, 70]
+    assert ages.max(0).tolist() == [29, 80]
+
+
+def test_photos_of_one_id_are_one_person(tmp_path):
+    rows = []
+    for number, (age, seed) in enumerate(DRAWN[1:9:2]):
+        rng = np.random.default_rng([3, seed])
+        photo = portrait.draw_shot(portrait.draw_traits(rng, "female", age), "normal", rng)
+        write_jpeg(tmp_path / f"{number}.jpg", photo)
+        write_jpeg(tmp_path / f"{number}-2.jpg", photo[:, ::-1])
+        rows += [(f"{number}.jpg", "F", age, number), (f"{number}-2.jpg", "F", age + 4, number)]
+    rows[-1] = ("3-2.jpg", "M", 60, 3)
+    labels = tmp_path / "labels.csv"
+    pd.DataFrame(rows, columns=["file", "gender", "age", "id"]).to_csv(labels, index=False)
+    people, out = faces.read_people(tmp_path, labels, 1)
+    assert out == {"labelled otherwise than the person's first photo": ["3-2.jpg"]}
+    files = {person["id"]: [file for file, _ in person["photos"]] for person in people}
+    assert files == {**{str(n): [f"{n}.jpg", f"{n}-2.jpg"] for n in range(3)}, "3": ["3.jpg"]}
+
+
+def test_balance_keeps_the_shares_of_the_competition():
+    rng = np.random.default_rng(1)
+    people = [{"gender": rng.choice(["male", "female"]), "age": int(rng.integers(18, 80))}
+              for _ in range(3000)]  # fmt: skip
+    chosen = faces.choose_people(people, "competition", 1)
+    for some in (chosen, chosen[:200]):
+        ages = np.digitize([person["age"] for person in some], [30, 60])
+        assert np.bincount(ages) / len(some) == pytest.approx([0.47, 0.42, 0.10], abs=0.02)
+        women = np.mean([person["gender"] == "female" for person in some])
+        assert women == pytest.approx(0.61, abs=0.02)
+    assert len(chosen) > 900
+    assert len(faces.choose_people(people, None, 1)) == 3000
+
+
+def test_copies_are_found_in_every_block(monkeypatch):
+    thumbs = np.random.default_rng(0).normal(size=(2100, 64)).astype(np.float32)
+    thumbs[2000] = thumbs[3] + 0.01
+    thumbs[2050] = thumbs[2049]
+    thumbs /= np.linalg.norm(thumbs, axis=1, keepdims=True)
+    assert np.flatnonzero(faces.find_copies(thumbs)).tolist() == [2000, 2050]
+
+
+@pytest.fixture(scope="module")
+def face():
+    """A photo and the landmarks in it."""
+    photo = load_image(FACES[0])
+    _, points = faces.find_landmarks(photo[None])
+    return photo, points[0]
+
+
+@pytest.mark.parametrize("how", ["worn", "nose", "chin", "eyes"])
+def test_masks_cover_what_they_should(face, how):
+    photo, points = face
+    eyes, nose, mouth = points[:2].mean(0), points[2], points[3:].mean(0)
+    for number, kind in enumerate(scene.KINDS):
+        if kind == "scarf" and how != "worn":
+            continue
+        rng = np.random.default_rng([5, number])
+        masked = photo.copy()
+        wear(masked, points, choose_mask(rng, kind), how, 0.5, face_light(photo, points), rng)
+        change = np.abs(masked.astype(int) - photo).sum(2)
+
+        def covered(point, change=change):
+            x, y = point.astype(int)
+            return np.mean(change[y - 3 : y + 4, x - 3 : x + 4] > 6) > 0.6
+
+        seen = [covered(point) for point in (points[0], points[1], nose, mouth)]
+        assert (
+            seen
+            == {
+                "worn": [False, False, True, True],
+                "nose": [False, False, False, True],
+                "chin": [False, False, False, False],
+                "eyes": [True, True, seen[2], False],
+            }[how]
+        ), kind
+        chin = mouth + 0.55 * (mouth - eyes)
+        assert covered(chin) == (how != "eyes"), kind
+
+
+def test_a_head_that_is_turned_bends_the_mask(face):
+    _, points = face
+    flat = np.array([(-0.9, 1.0), (0.0, 1.0), (0.9, 1.0)])
+    turned = points.copy()
+    turned[2, 0] += 15
+    for marks, order in ((points, 0), (turned, 1)):
+        left, middle, right = Head(marks).project(flat)[:, 0]
+        assert (middle - left > 1.2 * (right - middle)) == bool(order)
+    maps = Head(turned).unproject((384, 512), 0.3, 1.9, 0)
+    x, y = np.round(Head(turned).project(flat)[1]).astype(int)
+    assert [image[y, x] for image in maps] == pytest.approx(
+        (np.array([0, 0.7 / 1.6]) * (84, 124) + (1.3 * 84, 0.2 * 124)).tolist(), abs=2
+    )
+
+
+def test_a_tight_crop_is_completed_and_a_whole_photo_is_kept(face):
+    photo, points = face
+    whole, moved, _ = scene.portrait(photo, points, np.random.default_rng(1))
+    assert whole.shape == (568, 440, 3)
+    crop = photo[170:330, 120:260]
+    tight, marks, _ = scene.portrait(crop, points - (120, 170), np.random.default_rng(1))
+    assert tight.shape == (568, 440, 3)
+    for image, expected in ((whole, moved), (tight, marks)):
+        _, [found] = faces.find_landmarks(image[None])
+        assert np.abs(found - expected).max() < 8
+
+
+def test_bad_input_is_refused(photos, tmp_path):
+    command = "-m", "ETC.sample", "--output", tmp_path / "new", "--faces"
+    (tmp_path / "empty").mkdir()
+    assert_refused(run(*command, tmp_path / "empty"), "no usable photos")
+    assert_refused(run(*command, tmp_path / "none"), "no such folder")
+    assert_refused(run(*command, photos, "--people", 500), "--people 500", "people to choose from")
+    (tmp_path / "labels.csv").write_text("name,gender,age\na.jpg,male,3\n")
+    labels = "--labels", tmp_path / "labels.csv"
+    assert_refused(run(*command, photos, *labels), "no column file in name, gender, age")
+    assert_refused(run(*command[:-1], *labels), "--faces")
+    assert not (tmp_path / "new/train").exists()
