@@ -20,7 +20,7 @@ from data.dataset import load_fold, val_predictions
 from data.labels import assign_folds, fix_labels, list_train_images
 from loss import LOSSES, build_loss
 from models.network import (
-    NAMES,
+    MODELS_HELP,
     average_logits,
     build_network,
     network_name,
@@ -256,7 +256,7 @@ def get_args_parser():
 
     add = parser.add_argument_group("network").add_argument
     add("--model", type=network_name, default=config.MODEL, metavar="NAME",
-        help=f"{NAMES} (default: %(default)s)")
+        help=f"{MODELS_HELP} (default: %(default)s)")
     add("--resize", type=cli.input_size, default=config.RESIZE,
         help="side of the network's input in pixels, 64 to 4096 (default: %(default)s)")
     add("--weights", metavar="FILE", help="state dict to start from (default: ImageNet weights)")

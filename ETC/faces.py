@@ -30,25 +30,29 @@ AGES = (18, 80)  # of whom photos are kept, in years
 AGE_SHARES = {0: 47, 1: 42, 2: 10}
 GENDER_SHARES = {"female": 61, "male": 39}
 
-DETECT = 320  # px: faces are looked for in photos no larger than this
-SURE = 0.95  # probability of a face
-EYES_TO_MOUTH = 30  # px, at least
-ASIDE = 0.32  # how far the nose may be from the middle, from eyes to mouth being 1
+DETECTION_SIDE = 320  # px: faces are looked for in photos no larger than this
+MIN_PROBABILITY = 0.95  # probability of a face
+MIN_EYES_TO_MOUTH = 30  # px, at least
+MAX_NOSE_OFFSET = 0.32  # how far the nose may be from the middle, from eyes to mouth being 1
 ALIGNED = 96  # px: a face turned upright, of one size
-SHARP = 45  # variance of its Laplacian, at least
-THUMB = 16  # px
-COPY = 0.975  # correlation of a picture with a copy; of aligned crops of two people, 0.955 at most
+MIN_SHARPNESS = 45  # variance of its Laplacian, at least
+# Copies of a photo: the side of thumbnails of the photo and of the aligned face, in pixels, and how
+# much they correlate at least; those of two people, 0.955 and 0.91 at most.
+COPIES = {"photo": (16, 0.975), "face": (24, 0.93)}
 
 
 def age_range(text):
-    """The first and the last age that a label stands for: 25, 20-29, "more than 70", 70+."""
-    if match := re.fullmatch(r"(\d+)(?:\.0+)?", text):
-        return int(match[1]), int(match[1])
-    if match := re.fullmatch(r"(\d+) ?[-–] ?(\d+)", text):  # noqa: RUF001 - an en dash
-        return int(match[1]), int(match[2])
-    if match := re.fullmatch(r"(?:more than |over )?(\d+) ?\+?", text):
-        return int(match[1]), int(match[1]) + 10
-    return None
+    """The first and the last age that a label stands for: 25, 20-29, "more than 70", 70+. None for
+    anything else.
+    """
+    low = high = None
+    if match := re.fullmatch(r"(\d{1,3})(?:\.0+)?", text):
+        low = high = int(match[1])
+    elif match := re.fullmatch(r"(\d{1,3}) ?[-–] ?(\d{1,3})", text):  # noqa: RUF001 - an en dash
+        low, high = int(match[1]), int(match[2])
+    elif match := re.fullmatch(r"(?:more than |over )?(\d{1,3}) ?\+?", text):
+        low, high = int(match[1]), int(match[1]) + 10
+    return (low, high) if low is not None and low <= high else None
 
 
 def read_names(folder):
@@ -96,8 +100,9 @@ def person_seed(seed, name):
 
 
 def drawn_age(row, seed):
-    low, high = age_range(row.age)
-    return int(np.random.default_rng(person_seed(seed, row.id)).integers(low, high, endpoint=True))
+    """An age in years, evenly from the range of a row of read_names."""
+    rng = np.random.default_rng([*person_seed(seed, row.id), 1])  # not what draws the photos
+    return int(rng.integers(*age_range(row.age), endpoint=True))
 
 
 @cache
@@ -151,14 +156,14 @@ def aligned_face(photo, points):
 
 
 def measure(files, folder):
-    """(reason, points, thumb) of each photo: why it is left out, or None with the landmarks in its
-    pixels, float (5, 2), and a normalized thumbnail, float32 (THUMB * THUMB,).
+    """(reason, points, thumbnails) of each of a folder's photos: why it is left out, or None, the
+    landmarks in its pixels, float (5, 2), and a thumbnail for each of COPIES.
     """
     photos = [read_image(folder / file)[0] for file in files]
     small, by_shape = {}, defaultdict(list)
     for number, photo in enumerate(photos):
         if photo is not None:
-            zoom = min(1, DETECT / max(photo.shape[:2]))
+            zoom = min(1, DETECTION_SIDE / max(photo.shape[:2]))
             size = [max(1, round(side * zoom)) for side in photo.shape[1::-1]]
             small[number] = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
             by_shape[small[number].shape].append(number)
@@ -167,27 +172,35 @@ def measure(files, folder):
         probs, points = find_landmarks(np.stack([small[number] for number in numbers]))
         for number, prob, marks in zip(numbers, probs, points):
             marks = np.round(marks * photos[number].shape[1] / small[number].shape[1], 1)
-            results[number] = judge(photos[number], prob, marks)
+            results[number] = check_face(photos[number], prob, marks)
     return results
 
 
-def judge(photo, prob, points):
-    """As measure, of one photo and the face found there."""
-    if prob < SURE:
+def check_face(photo, prob, points):
+    """What measure says of one photo: uint8 RGB, with a face of this probability and landmarks."""
+    if prob < MIN_PROBABILITY:
         return "no face", None, None
     eyes, right, down = face_frame(points)
     unit = np.linalg.norm(down)
-    if unit < EYES_TO_MOUTH:
+    if unit < MIN_EYES_TO_MOUTH:
         return "face too small", None, None
     across = (points - eyes) @ right / unit**2  # in face units
-    if abs(across[2]) > ASIDE or across[1] - across[0] < 0.55:
+    if abs(across[2]) > MAX_NOSE_OFFSET or across[1] - across[0] < 0.55:
         return "turned aside", None, None
     grey = cv2.cvtColor(aligned_face(photo, points), cv2.COLOR_RGB2GRAY)
-    if cv2.Laplacian(grey, cv2.CV_32F).var() < SHARP:
+    if cv2.Laplacian(grey, cv2.CV_32F).var() < MIN_SHARPNESS:
         return "blurred", None, None
-    thumb = cv2.resize(photo, (THUMB, THUMB), interpolation=cv2.INTER_AREA).mean(2).ravel()
-    thumb = np.float32(thumb - thumb.mean())
-    return None, points, thumb / max(np.linalg.norm(thumb), 1)
+    views = {"photo": cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), "face": grey[8:-8, 8:-8]}
+    return None, points, [thumbnail(views[name], side) for name, (side, _) in COPIES.items()]
+
+
+def thumbnail(image, side):
+    """A grey image, uint8 (H, W), as float32 (side * side,) of mean 0 and length 1: the dot product
+    of two is their correlation.
+    """
+    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+    small -= small.mean()
+    return small / max(np.linalg.norm(small), 1)
 
 
 def in_processes(function, jobs, what):
@@ -204,25 +217,28 @@ def in_processes(function, jobs, what):
     return tqdm(loader, what, len(jobs), disable=None)
 
 
-def find_copies(thumbs):
-    """Whether a thumbnail, float32 (N, D), resembles an earlier one as only copies do: bool (N,)"""
-    copies = np.zeros(len(thumbs), bool)
-    for start in range(0, len(thumbs), 1024):
-        block = thumbs[start : start + 1024]
-        likeness = np.tril(block @ thumbs[: start + len(block)].T, start - 1)
-        copies[start : start + len(block)] = (likeness > COPY).any(axis=1)
+def find_copies(thumbnails, likeness):
+    """Whether one of thumbnails, float32 (N, D), correlates with an earlier one at least as much as
+    likeness: bool (N,).
+    """
+    copies = np.zeros(len(thumbnails), bool)
+    for start in range(0, len(thumbnails), 256):
+        block = thumbnails[start : start + 256]
+        correlation = np.tril(block @ thumbnails[: start + len(block)].T, start - 1)
+        copies[start : start + len(block)] = (correlation >= likeness).any(axis=1)
     return copies
 
 
-def read_people(folder, labels, seed):
+def find_people(folder, labels, seed):
     """The people of a folder's photos: [{id, gender, race, age, photos: [(file, points)]}], and
-    {reason: [photos left out for it]}. Raises InputError without any.
+    {reason: [photos left out for it]}. labels: a CSV file, or None for names as in UTKFace. Raises
+    InputError when nobody is left, or for a CSV that can't be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"--faces {folder}: no such folder")
-    table, wrong = read_labels(labels) if labels else read_names(folder)
-    left_out = defaultdict(list, {"wrong row" if labels else "wrong name": wrong})
+    table, wrong = read_names(folder) if labels is None else read_labels(labels)
+    left_out = defaultdict(list, {"wrong name" if labels is None else "wrong row": wrong})
 
     def leave_out(rows, reason):
         nonlocal table
@@ -231,21 +247,27 @@ def read_people(folder, labels, seed):
         table = table[~rows].reset_index(drop=True)
 
     leave_out(table["file"].duplicated(), "listed twice")
+    ranges = [age_range(age) for age in table["age"]]  # all of it inside: no child becomes 18
+    outside = [low < AGES[0] or high > AGES[1] for low, high in ranges]
+    leave_out(pd.Series(outside), f"age outside {AGES[0]} to {AGES[1]}")
     table["age"] = [drawn_age(row, seed) for row in table.itertuples()]
-    leave_out(~table["age"].between(*AGES), f"age outside {AGES[0]} to {AGES[1]}")
     leave_out(~table["file"].map(lambda file: (folder / file).is_file()), "no such file")
     files = table["file"].tolist()
     chunks = [files[start : start + 16] for start in range(0, len(files), 16)]
     measured = in_processes(partial(measure, folder=folder), chunks, "read") if chunks else []
     rows = [row for chunk in measured for row in chunk]
-    table["reason"], table["points"], table["thumb"] = zip(*rows) if rows else ((), (), ())
+    table["reason"], table["points"], table["thumbs"] = zip(*rows) if rows else ((), (), ())
     for reason in ("unreadable", "no face", "face too small", "turned aside", "blurred"):
         leave_out(table["reason"] == reason, reason)
     if len(table):
-        leave_out(find_copies(np.stack(table["thumb"])), "copy of another photo")
+        copies = [
+            find_copies(np.stack(thumbs), likeness)
+            for thumbs, (_, likeness) in zip(zip(*table["thumbs"]), COPIES.values())
+        ]
+        leave_out(np.any(copies, axis=0), "copy of another photo")
         first = table.groupby("id")[["gender", "age"]].transform("first")
         other = (table["gender"] != first["gender"]) | ((table["age"] - first["age"]).abs() > 5)
-        leave_out(other, "labelled otherwise than the person's first photo")
+        leave_out(other, "label that contradicts the person's first photo")
     people = {}
     for row in table.itertuples():
         person = {"id": row.id, "gender": row.gender, "race": row.race, "age": row.age}
@@ -260,7 +282,7 @@ def read_people(folder, labels, seed):
 
 
 def describe(left_out):
-    """ "3 no face (a.jpg, b.jpg, c.jpg); 1 blurred (d.jpg)" of what read_people left out."""
+    """ "3 no face (a.jpg, b.jpg, c.jpg); 1 blurred (d.jpg)" of what find_people left out."""
     parts = []
     for reason, names in left_out.items():
         more = ", .." if len(names) > 3 else ""
@@ -269,8 +291,9 @@ def describe(left_out):
 
 
 def choose_people(people, balance, seed):
-    """People in a random order; with balance, as many as the competition's shares of gender and age
-    group allow, so that the first N have these shares too, for any N.
+    """find_people's people in a random order; with balance, as many as the competition's shares of
+    gender and age group allow, so that the first N have these shares too, for any N. Raises
+    InputError when there is nobody of a gender in an age group.
     """
     order = np.random.default_rng(seed).permutation(len(people))
     people = [people[index] for index in order]
@@ -284,6 +307,9 @@ def choose_people(people, balance, seed):
         for group, age_share in AGE_SHARES.items():
             share = gender_share * age_share / 100 / sum(AGE_SHARES.values())
             members = groups[gender, group]
+            if not members:
+                raise InputError(f"--balance: no {gender} people of the age group "
+                                 f"{config.CLASSES['age'][group]}; leave it out")  # fmt: skip
             limit = min(limit, len(members) / share)
             places += [((number + 0.5) / share, person) for number, person in enumerate(members)]
     places.sort(key=lambda place: place[0])

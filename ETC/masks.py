@@ -393,8 +393,6 @@ def wear(image, points, mask, how, blur, light, rng):
     ends = head.origin + np.outer([min(top - 0.3, -0.2), bottom + 0.6], head.axes[1])
     low = np.maximum((ends.min(0) - reach).astype(int), 0)
     high = np.minimum((ends.max(0) + reach).astype(int), image.shape[1::-1])
-    if (high <= low).any():
-        return
     head.origin = head.origin - low
     area = image[low[1] : high[1], low[0] : high[0]]
     flat = flat_mask(mask, half, light.side, rng)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from config.config import NUM_FOLDS
 from data.images import load_image
 from data.labels import GENDER_LABELS, SHOT_LABELS, age_labels, merge_labels
-from ETC.faces import choose_people, describe, in_processes, person_seed, read_people
+from ETC.faces import choose_people, describe, find_people, in_processes, person_seed
 from ETC.portrait import SHOTS, draw_shot, draw_traits
 from ETC.scene import draw_shots
 from utils import cli
@@ -38,7 +38,8 @@ COMBINATIONS = len(GENDERS) * len(AGES)
 TRAIN, EVAL = 0, 1  # parts of the random seeds
 PEOPLE = 120  # drawn by default
 QUALITY = 92  # of drawn people's JPEG files
-LICENCE = (
+NOTE = (
+    "Without an id, each photo counts as a person: who is in several may be in train and in eval.\n"
     "The faces are under the licence of the data set they come from: UTKFace is for non-commercial "
     "research only, FairFace is CC BY 4.0. The masks are drawn, and so is what surrounds a face "
     "that filled its photo."
@@ -65,9 +66,11 @@ def draw_people(seed, split, people):
 
 
 def mask_person(person, folder, seed):
-    """As draw_people, of one of read_people's people; depends on the arguments alone."""
-    photos = [(load_image(folder / file), points) for file, points in person["photos"]]
-    shots = draw_shots(photos, np.random.default_rng(person_seed(seed, person["id"])))
+    """As draw_people, of one of find_people's people; depends on the arguments alone."""
+    rng = np.random.default_rng(person_seed(seed, person["id"]))
+    chosen = rng.permutation(len(person["photos"]))[: len(SHOTS)]
+    photos = [person["photos"][number] for number in chosen]
+    shots = draw_shots([(load_image(folder / file), points) for file, points in photos], rng)
     files = {shot: encode(photo, quality) for shot, (photo, quality) in shots.items()}
     return person["gender"], person["race"], person["age"], files
 
@@ -160,11 +163,12 @@ def make_sample(output, people, eval_people, seed):
 
 def make_masked_sample(args):
     """As make_sample, of the photos in args.faces, with SOURCE.txt, which says where they are from
-    and which were left out. Returns the numbers of people to train on and to submit for.
+    and which were left out. Returns the numbers of people to train on and to submit for. Raises
+    InputError, also for too few people.
     """
     folder = Path(args.faces)
     with new_folder(args.output) as part:
-        everybody, left_out = read_people(folder, args.labels, args.seed)
+        everybody, left_out = find_people(folder, args.labels, args.seed)
         photos = sum(len(person["photos"]) for person in everybody)
         people = choose_people(everybody, args.balance, args.seed)
         eval_people = args.eval_people or max(1, (args.people or len(people)) // 10)
@@ -184,7 +188,7 @@ def make_masked_sample(args):
             "",
             f"Usable: {photos} photos of {len(everybody)} people. Left out: "
             f"{describe(left_out) or 'nothing'}.",
-            LICENCE,
+            NOTE,
         ]  # fmt: skip
         with atomic_write(part / "SOURCE.txt", "w") as file:
             file.write("\n".join(source) + "\n")
@@ -203,8 +207,8 @@ def get_args_parser():
     add("--people", type=cli.positive_int,
         help=f"people to train on (default: {PEOPLE}, or all of --faces)")
     add("--eval-people", type=cli.positive_int,
-        help="other people to submit for (default: a quarter of --people, at least 6; a tenth of "
-             "--faces)")
+        help="other people to submit for (default: a quarter of --people, at least 6; with "
+             "--faces a tenth of the people)")
     add("--seed", type=cli.seed_int, default=777, help="who is drawn (default: %(default)s)")
     add("--faces", metavar="DIR",
         help="public photos of faces, on which masks are drawn (default: people are drawn)")
@@ -212,16 +216,17 @@ def get_args_parser():
         help="a CSV with file, gender, age and perhaps id and race, of the photos in --faces "
              "(default: their names, as in UTKFace: <age>_<gender>_<race>_<time>.jpg)")
     add("--balance", choices=("competition",),
-        help="take as many people as its shares of gender and age allow (default: all)")
+        help="take as many people as the competition's shares of gender and age allow (default: "
+             "all)")
     # fmt: on
     return parser
 
 
 def main():
     args = get_args_parser().parse_args()
-    if args.faces:
+    if args.faces is not None:
         people, eval_people = make_masked_sample(args)
-    elif args.labels or args.balance:
+    elif args.labels is not None or args.balance:
         raise InputError("--labels, --balance: only with --faces")
     else:
         people = args.people or PEOPLE

@@ -299,7 +299,7 @@ def shoot(image, points, mask, how, blur, rng):
 
 def draw_shots(photos, rng):
     """{shot: (photo, JPEG quality)} of a person's photos, [(uint8 RGB, landmarks)]."""
-    used = [portrait(*photos[index], rng) for index in rng.permutation(len(photos))[: len(SHOTS)]]
+    used = [portrait(*photo, rng) for photo in photos]
     kinds = rng.choice(list(KINDS), 5, replace=False, p=CHANCES).tolist()
     kinds.append(str(rng.choice([kind for kind in kinds if kind != "scarf"])))  # worn incorrectly
     misworn = str(rng.choice(list(MISWORN), p=list(MISWORN.values())))

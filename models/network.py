@@ -20,19 +20,19 @@ from utils.cli import InputError
 
 EFFICIENTNETS = (*(f"efficientnet-b{i}" for i in range(8)),
                  *(f"efficientnet-lite{i}" for i in range(3)))  # fmt: skip
-NAMES = ("efficientnet-b0 .. b7, efficientnet-lite0 .. lite2, or a classification network of "
-         "torchvision.models but SqueezeNet")  # fmt: skip
+MODELS_HELP = ("efficientnet-b0 .. b7, efficientnet-lite0 .. lite2, or a classification network of "
+               "torchvision.models except SqueezeNet")  # fmt: skip
 # torchvision is imported where it is needed, as it takes longer than all else that --help needs.
 
 
 def network_name(name):
-    """An argparse type: one of NAMES. Raises InputError for any other."""
+    """An argparse type: what MODELS_HELP describes. Raises InputError for any other."""
     if name not in EFFICIENTNETS:
         from torchvision import models
 
         if name.startswith("squeezenet") or name not in models.list_models(module=models):
-            raise InputError(f"--model {name}: use {NAMES}; pytorch.org/vision/stable/models.html "
-                             "lists them")  # fmt: skip
+            where = "pytorch.org/vision/stable/models.html lists them"
+            raise InputError(f"--model {name}: use {MODELS_HELP}; {where}")
     return name
 
 
@@ -58,11 +58,12 @@ def normalize(images, mean, std):
 
 
 def build_network(name, num_classes, resize, weights=None, pretrained=False, age_border=0):
-    """One of NAMES, for normalised images (N, 3, resize, resize) -> logits (N, num_classes).
+    """A network for normalised images (N, 3, resize, resize) -> logits (N, num_classes).
 
-    weights: file of a state dict, whose classifier layer may have other classes and is then left
-    out; pretrained: else start from ImageNet weights, downloaded unless a package holds them;
-    age_border: if not 0, the classifier layer is an AgeHead with this border.
+    name: one that network_name takes; weights: file of a state dict, whose classifier layer may
+    have other classes and is then left out; pretrained: else start from ImageNet weights,
+    downloaded unless a package holds them; age_border: if not 0, the classifier layer is an AgeHead
+    with this border.
     Raises InputError for an unknown name, a size that the network can't take, weights that don't
     fit, and a download that fails or is damaged.
     """
@@ -80,6 +81,11 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
     setattr(network.get_submodule(parent), child, layer)
     if weights:
         load_weights(network, name, weights)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # PyTorch's default. Packages' 0.01 and less suit ImageNet's many steps; in the few
+            # hundred of a fine-tuning, the running statistics would lag far behind.
+            module.momentum = 0.1
     return network.to(memory_format=torch.channels_last)
 
 
@@ -89,9 +95,6 @@ def build_efficientnet(name, num_classes, resize, pretrained):
     options = {
         "num_classes": num_classes,
         "image_size": resize,  # for TensorFlow's padding, which depends on it
-        # As TensorFlow counts; 0.1 in PyTorch. The packages' 0.99 suits ImageNet's many steps; in
-        # the few hundred of a fine-tuning, the running statistics would lag far behind.
-        "batch_norm_momentum": 0.9,
     }
     if lite or not pretrained:
         network = (EfficientNetLite if lite else EfficientNet).from_name(name, **options)
@@ -121,10 +124,12 @@ def build_torchvision(name, resize, pretrained):
         options, step = {"image_size": resize}, int(name[-2:])  # the side of its patches
     elif name == "maxvit_t":
         options, step = {"input_size": (resize, resize)}, 224  # its windows are 7 of 32 pixels
+    elif name.startswith(("alexnet", "vgg")):
+        step = 224  # elsewhere ONNX can't express their pooling to 7 x 7 or 6 x 6
     if options and pretrained and resize != side:
         raise InputError(f"--resize {resize}: the ImageNet weights of {name} take {side} alone")
     if resize % step or (name == "inception_v3" and resize < side):
-        takes = f"multiples of {step}" if options else f"{side} or more"
+        takes = f"multiples of {step}" if step > 1 else f"{side} or more"
         raise InputError(f"--resize {resize}: {name} takes {takes}")
     if name in ("googlenet", "inception_v3"):
         options = {"init_weights": False}  # the default is deprecated, and slow
@@ -205,12 +210,12 @@ def load_weights(network, name, path):
     own = network.state_dict()
     classifier, _ = find_classifier(network)
     for key in (f"{classifier}.weight", f"{classifier}.bias"):
-        if key in state and state[key].shape != own[key].shape:
+        if key in own and (key not in state or state[key].shape != own[key].shape):
             state[key] = own[key]
     for key in [key for key in state if key.startswith(("aux1.", "aux2.", "AuxLogits."))]:
         del state[key]  # of the classifiers that build_torchvision removes
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        differing = str(error).splitlines()[1].strip()
+        differing = str(error).splitlines()[1].strip()[:150]  # of perhaps hundreds of keys
         raise InputError(f"{path}: not weights of {name} ({differing})") from error

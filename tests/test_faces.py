@@ -10,13 +10,13 @@ import pytest
 
 from conftest import FACES, SHOTS, assert_refused, run, run_ok, write_jpeg
 from data.images import load_image
-from ETC import faces, portrait, scene
+from ETC import faces, portrait, sample, scene
 from ETC.masks import Head, choose_mask, face_light, wear
+from utils.cli import InputError
 
 # Age and random seed of drawn people of whose faces MTCNN is sure, men and women in turn.
 DRAWN = (
-    (18, 1), (22, 3), (25, 4), (29, 5), (33, 9), (41, 10), (47, 2), (52, 13), (58, 11), (61, 6),
-    (66, 18), (74, 7),
+    (18, 1), (22, 3), (25, 4), (29, 5), (33, 9), (41, 10), (47, 2), (52, 13),
 )  # fmt: skip
 
 
@@ -90,9 +90,28 @@ def test_layout_of_train_and_eval(made):
     assert info["ImageID"].equals(answers["ImageID"])
     assert {path.name for path in (folder / "eval/images").iterdir()} == set(info["ImageID"])
     assert Counter(answers["ans"] // 6) == {0: 15, 1: 3, 2: 3}
-    # Nobody is in both: every person's age and gender is another one here.
-    pairs = {(row.age, row.gender) for row in train.itertuples()}
-    assert len(pairs) == len(train) == len(DRAWN) + 1 - 3
+    assert len(train) == len(DRAWN) + 1 - 3
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ({}, (27, 3)), ({"people": 9}, (9, 1)), ({"people": 9, "eval_people": 12}, (9, 12)),
+])  # fmt: skip
+def test_nobody_is_in_train_and_eval(given, expected, tmp_path, monkeypatch):
+    everybody = [{"id": number, "photos": []} for number in range(30)]
+    used = {}
+
+    def skip_drawing(mask, people, split):
+        used[split] = [person["id"] for person in people]
+        return [("male", "Drawn", 30, {}) for _ in people]
+
+    monkeypatch.setattr(sample, "find_people", lambda *arguments: (everybody, {}))
+    monkeypatch.setattr(sample, "in_processes", skip_drawing)
+    arguments = ["--faces", "any", "--output", str(tmp_path / "data")]
+    arguments += [text for name, value in given.items()
+                  for text in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+    sample.make_masked_sample(sample.get_args_parser().parse_args(arguments))
+    assert (len(used["train"]), len(used["eval"])) == expected
+    assert len({*used["train"], *used["eval"]}) == sum(expected)
 
 
 def test_the_same_bytes_again(made, photos, tmp_path, monkeypatch):
@@ -111,9 +130,11 @@ def test_labels_of_a_table(tmp_path):
         "c.jpg,x,30,9,,\n"
         "d.jpg,male,old,9,,\n"
         "../e.jpg,male,30,9,,\n"
+        "f.jpg,male,29-20,9,,\n"
+        "g.jpg,male,99999999999999999999,9,,\n"
     )
     table, wrong = faces.read_labels(path)
-    assert wrong == ["line 4", "line 5", "line 6"]
+    assert wrong == ["line 4", "line 5", "line 6", "line 7", "line 8"]
     assert table["gender"].tolist() == ["female", "male"]
     assert table["race"].tolist() == ["East-Asian", "Unknown"]
     ages = np.array(
@@ -125,19 +146,19 @@ def test_labels_of_a_table(tmp_path):
 
 def test_photos_of_one_id_are_one_person(tmp_path):
     rows = []
-    for number, (age, seed) in enumerate(DRAWN[1:9:2]):
+    for number, (age, seed) in enumerate(DRAWN[1::2]):  # whose women MTCNN sees
         rng = np.random.default_rng([3, seed])
         photo = portrait.draw_shot(portrait.draw_traits(rng, "female", age), "normal", rng)
-        write_jpeg(tmp_path / f"{number}.jpg", photo)
-        write_jpeg(tmp_path / f"{number}-2.jpg", photo[:, ::-1])
-        rows += [(f"{number}.jpg", "F", age, number), (f"{number}-2.jpg", "F", age + 4, number)]
-    rows[-1] = ("3-2.jpg", "M", 60, 3)
+        name = f"{number % 2}{'-2' * (number // 2)}.jpg"
+        write_jpeg(tmp_path / name, photo)
+        rows.append((name, "F", 30 + number, number % 2))
+    rows[-1] = ("1-2.jpg", "M", 60, 1)
     labels = tmp_path / "labels.csv"
     pd.DataFrame(rows, columns=["file", "gender", "age", "id"]).to_csv(labels, index=False)
-    people, out = faces.read_people(tmp_path, labels, 1)
-    assert out == {"labelled otherwise than the person's first photo": ["3-2.jpg"]}
+    people, out = faces.find_people(tmp_path, labels, 1)
+    assert out == {"label that contradicts the person's first photo": ["1-2.jpg"]}
     files = {person["id"]: [file for file, _ in person["photos"]] for person in people}
-    assert files == {**{str(n): [f"{n}.jpg", f"{n}-2.jpg"] for n in range(3)}, "3": ["3.jpg"]}
+    assert files == {"0": ["0.jpg", "0-2.jpg"], "1": ["1.jpg"]}
 
 
 def test_balance_keeps_the_shares_of_the_competition():
@@ -152,6 +173,15 @@ def test_balance_keeps_the_shares_of_the_competition():
         assert women == pytest.approx(0.61, abs=0.02)
     assert len(chosen) > 900
     assert len(faces.choose_people(people, None, 1)) == 3000
+    with pytest.raises(InputError, match="--balance: no male people of the age group under30"):
+        faces.choose_people([person for person in people if person["gender"] == "female"], 1, 1)
+
+
+def test_children_do_not_become_adults(tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,gender,age\na.jpg,male,10-19\nb.jpg,male,75-85\n")
+    with pytest.raises(InputError, match="2 age outside 18 to 80"):
+        faces.find_people(tmp_path, labels, 1)
 
 
 def test_copies_are_found_in_every_block(monkeypatch):
@@ -159,7 +189,7 @@ def test_copies_are_found_in_every_block(monkeypatch):
     thumbs[2000] = thumbs[3] + 0.01
     thumbs[2050] = thumbs[2049]
     thumbs /= np.linalg.norm(thumbs, axis=1, keepdims=True)
-    assert np.flatnonzero(faces.find_copies(thumbs)).tolist() == [2000, 2050]
+    assert np.flatnonzero(faces.find_copies(thumbs, 0.9)).tolist() == [2000, 2050]
 
 
 @pytest.fixture(scope="module")

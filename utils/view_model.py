@@ -15,7 +15,7 @@ import shutil
 from importlib.util import find_spec
 
 from config import config
-from models.network import NAMES, build_network, network_name
+from models.network import MODELS_HELP, build_network, network_name
 from utils import cli
 from utils.checkpoint import load_checkpoint
 from utils.cli import InputError
@@ -74,7 +74,7 @@ def get_args_parser():
     add = parser.add_argument
     # fmt: off
     add("--model", type=network_name, default=config.MODEL, metavar="NAME",
-        help=f"{NAMES} (default: %(default)s)")
+        help=f"{MODELS_HELP} (default: %(default)s)")
     add("--resize", type=cli.input_size, default=config.RESIZE, metavar="PIXELS",
         help="side of the network's input (default: %(default)s)")
     add("--checkpoint", metavar="FILE",
