@@ -150,7 +150,7 @@ def original_loader(job, augment):
 
 
 def original_network(job):
-    """The package's own network, with the package's own defaults."""
+    """The package's own network, with its own defaults; of others, this repository's in NCHW."""
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     if job.model not in EFFICIENTNETS:
         network = build_network(job.model, 3, job.resize).to(memory_format=torch.contiguous_format)

@@ -102,9 +102,8 @@ def test_a_network_that_cannot_be_built_is_one_line(sample_dir, tmp_path, argume
     assert_refused(done, *words)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "age_distribution"])
-def test_a_network_of_torchvision_trains_and_predicts(sample_dir, tmp_path, loss):
-    options = ["--model", "mobilenet_v3_small", "--no-pretrained", "--loss", loss]
+def test_a_network_of_torchvision_trains_and_predicts(sample_dir, tmp_path):
+    options = ["--model", "mobilenet_v3_small", "--no-pretrained", "--loss", "age_distribution"]
     train_small(sample_dir, tmp_path, *options)
     checkpoint = load_checkpoint(tmp_path / "age_fold0/best.pth")
     assert checkpoint["std"] == [0.229, 0.224, 0.225]
