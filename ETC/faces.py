@@ -25,7 +25,7 @@ from utils.cli import InputError
 
 UTKFACE = re.compile(r"(\d{1,3})_([01])_([0-4])_\d+\.")
 RACES = ("White", "Black", "Asian", "Indian", "Others")
-AGES = (18, 80)  # of whom photos are kept, in years
+AGES = (18, 100)  # of whom photos are kept, in years
 # The competition's shares, in percent.
 AGE_SHARES = {0: 47, 1: 42, 2: 10}
 GENDER_SHARES = {"female": 61, "male": 39}

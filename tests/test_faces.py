@@ -63,7 +63,7 @@ def made(photos, tmp_path_factory):
 def test_what_is_left_out_is_counted(made):
     folder, printed = made
     expected = {
-        "wrong name": 1, "age outside 18 to 80": 1, "unreadable": 1, "no face": 1,
+        "wrong name": 1, "age outside 18 to 100": 1, "unreadable": 1, "no face": 1,
         "face too small": 1, "blurred": 1, "copy of another photo": 1,
     }  # fmt: skip
     assert left_out(printed) == expected
@@ -179,8 +179,8 @@ def test_balance_keeps_the_shares_of_the_competition():
 
 def test_children_do_not_become_adults(tmp_path):
     labels = tmp_path / "labels.csv"
-    labels.write_text("file,gender,age\na.jpg,male,10-19\nb.jpg,male,75-85\n")
-    with pytest.raises(InputError, match="2 age outside 18 to 80"):
+    labels.write_text("file,gender,age\na.jpg,male,10-19\nb.jpg,male,95-105\n")
+    with pytest.raises(InputError, match="2 age outside 18 to 100"):
         faces.find_people(tmp_path, labels, 1)
 
 
