@@ -19,7 +19,15 @@ from tqdm import tqdm
 from config import config
 from data.detect import area_resize, build_detector, find_largest_faces, square, sum_table
 from data.images import pick_photos, read_image
-from data.labels import GENDER_LABELS, age_labels, full_gender, leaves_folder, read_table
+from data.labels import (
+    GENDER_LABELS,
+    age_labels,
+    full_gender,
+    leaves_folder,
+    people_of,
+    read_table,
+)
+from ETC.predict import list_files
 from utils import cli
 from utils.cli import InputError
 
@@ -31,6 +39,7 @@ AGE_SHARES = {0: 47, 1: 42, 2: 10}
 GENDER_SHARES = {"female": 61, "male": 39}
 
 DETECTION_SIDE = 320  # px: faces are looked for in photos no larger than this
+LARGEST_SIDE = 4 * DETECTION_SIDE  # and judged in photos no larger than this
 MIN_PROBABILITY = 0.95  # probability of a face
 MIN_EYES_TO_MOUTH = 30  # px, at least
 MAX_NOSE_OFFSET = 0.32  # how far the nose may be from the middle, from eyes to mouth being 1
@@ -50,19 +59,17 @@ def age_range(text):
         low = high = int(match[1])
     elif match := re.fullmatch(r"(\d{1,3}) ?[-–] ?(\d{1,3})", text):  # noqa: RUF001 - an en dash
         low, high = int(match[1]), int(match[2])
-    elif match := re.fullmatch(r"(?:more than |over )?(\d{1,3}) ?\+?", text):
+    elif match := re.fullmatch(r"(?:more than |over )?(\d{1,3}) ?\+?", text.lower()):
         low, high = int(match[1]), int(match[1]) + 10
     return (low, high) if low is not None and low <= high else None
 
 
 def read_names(folder):
     """Labels from names as in UTKFace: a table of strings, and names that are none."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     rows, wrong = [], []
-    for path in pick_photos(files)[0]:
+    for path in pick_photos(list_files(folder))[0]:
         file = path.relative_to(folder).as_posix()
-        match = UTKFACE.match(path.name)
-        if match:
+        if match := UTKFACE.match(path.name):
             age, gender, race = match.groups()
             rows.append((file, file, ("male", "female")[int(gender)], age, RACES[int(race)]))
         else:
@@ -86,8 +93,10 @@ def read_labels(path):
         table["id"] = table["file"]
     if "race" not in table:
         table["race"] = "Unknown"
+    table["id"] = people_of(table["id"])
     # Part of a folder's name in the data set that is made.
-    table["race"] = table["race"].str.replace(r"\W+", "-", regex=True).replace("", "Unknown")
+    races = table["race"].str.replace(r"\W+", "-", regex=True).str.strip("-").str[:40]
+    table["race"] = races.replace("", "Unknown")
     good = table["gender"].isin(list(GENDER_LABELS)) & ~table["file"].map(leaves_folder)
     good &= table["age"].map(age_range).notna() & (table["id"] != "")
     wrong = [f"line {line}" for line in table.index[~good]]
@@ -159,39 +168,52 @@ def measure(files, folder):
     """(reason, points, thumbnails) of each of a folder's photos: why it is left out, or None, the
     landmarks in its pixels, float (5, 2), and a thumbnail for each of COPIES.
     """
-    photos = [read_image(folder / file)[0] for file in files]
-    small, by_shape = {}, defaultdict(list)
-    for number, photo in enumerate(photos):
+    photos, small, by_shape = {}, {}, defaultdict(list)
+    for number, file in enumerate(files):
+        photo = read_image(folder / file)[0]
         if photo is not None:
-            zoom = min(1, DETECTION_SIDE / max(photo.shape[:2]))
-            size = [max(1, round(side * zoom)) for side in photo.shape[1::-1]]
-            small[number] = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+            width = photo.shape[1]
+            photo = shrunk(photo, LARGEST_SIDE)  # several at full size would fill the memory
+            photos[number], small[number] = (photo, width), shrunk(photo, DETECTION_SIDE)
             by_shape[small[number].shape].append(number)
     results = [("unreadable", None, None)] * len(files)
     for numbers in by_shape.values():
         probs, points = find_landmarks(np.stack([small[number] for number in numbers]))
         for number, prob, marks in zip(numbers, probs, points):
-            marks = np.round(marks * photos[number].shape[1] / small[number].shape[1], 1)
-            results[number] = check_face(photos[number], prob, marks)
+            photo, width = photos[number]
+            marks = marks * photo.shape[1] / small[number].shape[1]
+            reason, thumbs = check_face(photo, prob, marks)
+            results[number] = reason, np.round(marks * width / photo.shape[1], 1), thumbs
     return results
 
 
+def shrunk(photo, side):
+    """A photo, uint8 (H, W, 3), no larger than side in either direction."""
+    zoom = side / max(photo.shape[:2])
+    if zoom >= 1:
+        return photo
+    size = [max(1, round(length * zoom)) for length in photo.shape[1::-1]]
+    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+
+
 def check_face(photo, prob, points):
-    """What measure says of one photo: uint8 RGB, with a face of this probability and landmarks."""
+    """The reason and the thumbnails of measure for a photo, uint8 RGB, with a face of this
+    probability and these landmarks.
+    """
     if prob < MIN_PROBABILITY:
-        return "no face", None, None
+        return "no face", None
     eyes, right, down = face_frame(points)
     unit = np.linalg.norm(down)
     if unit < MIN_EYES_TO_MOUTH:
-        return "face too small", None, None
+        return "face too small", None
     across = (points - eyes) @ right / unit**2  # in face units
     if abs(across[2]) > MAX_NOSE_OFFSET or across[1] - across[0] < 0.55:
-        return "turned aside", None, None
+        return "turned aside", None
     grey = cv2.cvtColor(aligned_face(photo, points), cv2.COLOR_RGB2GRAY)
     if cv2.Laplacian(grey, cv2.CV_32F).var() < MIN_SHARPNESS:
-        return "blurred", None, None
+        return "blurred", None
     views = {"photo": cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), "face": grey[8:-8, 8:-8]}
-    return None, points, [thumbnail(views[name], side) for name, (side, _) in COPIES.items()]
+    return None, [thumbnail(views[name], side) for name, (side, _) in COPIES.items()]
 
 
 def thumbnail(image, side):
@@ -281,12 +303,14 @@ def find_people(folder, labels, seed):
     return list(people.values()), left_out
 
 
-def describe(left_out):
-    """ "3 no face (a.jpg, b.jpg, c.jpg); 1 blurred (d.jpg)" of what find_people left out."""
+def describe(left_out, most=3):
+    """ "3 no face (a.jpg, b.jpg, c.jpg); 1 blurred (d.jpg)" of what find_people left out; most: how
+    many names at most, None for all.
+    """
     parts = []
     for reason, names in left_out.items():
-        more = ", .." if len(names) > 3 else ""
-        parts.append(f"{len(names)} {reason} ({', '.join(names[:3])}{more})")
+        more = ", .." if len(names[:most]) < len(names) else ""
+        parts.append(f"{len(names)} {reason} ({', '.join(names[:most])}{more})")
     return "; ".join(parts)
 
 

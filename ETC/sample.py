@@ -14,6 +14,7 @@ if __spec__ is None:  # started as a file, not by python -m
 
 import contextlib
 import hashlib
+import os
 import shutil
 from functools import partial
 
@@ -30,7 +31,7 @@ from ETC.portrait import SHOTS, draw_shot, draw_traits
 from ETC.scene import draw_shots
 from utils import cli
 from utils.cli import InputError
-from utils.files import atomic_write, hidden, locked, make_folder, write_csv
+from utils.files import atomic_write, locked, make_folder, write_csv
 
 GENDERS = ("male", "female")
 AGES = ((18, 29), (30, 59), (60, 80))
@@ -119,25 +120,30 @@ def write_eval(folder, people, seed):
 
 @contextlib.contextmanager
 def new_folder(output):
-    """A hidden folder beside output, absent yet, which is renamed to output in the end: nobody
-    should train on half a data set. Raises InputError unless output is new or empty.
+    """A hidden folder in output, absent yet, whose content moves to output in the end, train last:
+    nobody should train on half a data set. Raises InputError unless output is new or empty.
     """
     output = Path(output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"{output}: not an empty folder; empty it or choose another --output")
-    output = output.absolute()
-    make_folder(output.parent, "choose another --output")
+    part = output / ".part"
+    if os.path.lexists(output):
+        # What a killed command left is no data.
+        others = [path for path in output.glob("*") if not path.name.startswith(part.name)]
+        if not output.is_dir() or others:
+            raise InputError(f"{output}: not an empty folder; empty it or choose another --output")
     make_folder(output, "choose another --output")
-    part = output.with_name(f".{output.name}.part")
     held = f"{output}: another command draws to it; choose another --output"
-    with locked(hidden(part, ".lock"), held):
+    with locked(part.with_name(".part.lock"), held):
         shutil.rmtree(part, ignore_errors=True)
         try:
             yield part
-            output.rmdir()
-            part.rename(output)
+            for path in sorted(part.iterdir(), key=lambda path: path.name == "train"):
+                path.rename(output / path.name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+            if not any(path.suffix != ".lock" for path in output.iterdir()):
+                with contextlib.suppress(OSError):  # a mounted folder stays
+                    (output / ".part.lock").unlink(missing_ok=True)
+                    output.rmdir()
 
 
 def make_sample(output, people, eval_people, seed):
@@ -187,7 +193,7 @@ def make_masked_sample(args):
               if name != "output" and value is not None),
             "",
             f"Usable: {photos} photos of {len(everybody)} people. Left out: "
-            f"{describe(left_out) or 'nothing'}.",
+            f"{describe(left_out, most=None) or 'nothing'}.",
             NOTE,
         ]  # fmt: skip
         with atomic_write(part / "SOURCE.txt", "w") as file:

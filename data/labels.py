@@ -110,12 +110,18 @@ def full_gender(genders):
     return genders.str.strip().str.lower().replace({"f": "female", "m": "male"})
 
 
+def people_of(ids):
+    """Who may be one person, whose photos belong together: ids as they are, but 001498-1 and
+    001498-2, in the competition's own form, without the suffix.
+    """
+    return ids.str.replace(r"^(\d{6})-\d$", r"\1", regex=True)
+
+
 def read_people(data_dir):
     """Read train/train.csv: one row per person, columns id, path, gender, age (int, years), group,
-    and race, as it is written, if train.csv has it.
+    from people_of, and race, as it is written, if train.csv has it.
 
-    group is the id, in the competition's own form without its suffix: 001498-1 and 001498-2 may be
-    one person, whose photos belong in one fold. Raises InputError naming every line that is wrong.
+    Raises InputError naming every line that is wrong.
     """
     path = Path(data_dir) / "train" / "train.csv"
     table = read_table(path, ["id", "gender", "age", "path"], NO_DATA, optional=["race"])
@@ -136,7 +142,7 @@ def read_people(data_dir):
         "path": find_names(path.parent / "images", table["path"]),
         "gender": genders,
         "age": ages.astype(np.int64),
-        "group": ids.str.replace(r"^(\d{6})-\d$", r"\1", regex=True),
+        "group": people_of(ids),
         **({"race": table["race"].str.strip()} if "race" in table else {}),
     }).reset_index(drop=True)  # fmt: skip
 
