@@ -73,11 +73,14 @@ def grain(rng, height, width):
 
 
 def noise(rng, rows, columns):
-    """Smooth noise of about -1 to 1 on the flat drawing, with this many hills."""
+    """Smooth noise of about -1 to 1, float32 like the flat drawing, with this many hills."""
     return cv2.resize(
         rng.uniform(-1.4, 1.4, (rows, columns)).astype(np.float32), SIZE,
         interpolation=cv2.INTER_CUBIC,
     )  # fmt: skip
+
+
+# Patterns paint image, the flat drawing, uint8 RGB, in place.
 
 
 def checks(image, rng):
@@ -255,6 +258,7 @@ def flat_mask(mask, half, light, rng):
 
 
 def draw_valve(image, shade, mask, half, rng):
+    """Draw a valve into a mask's colours, float32 RGB, and its brightness, both in place."""
     x = 0 if mask.kind == "n95" else rng.choice([-0.5, 0.5]) * half
     centre = (np.array([x * ACROSS, 0.5 * ALONG]) + ORIGIN).astype(int).tolist()
     radius = int(rng.integers(11, 19))

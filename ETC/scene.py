@@ -20,6 +20,7 @@ ZOOM = 2  # at most
 
 
 def scaled(photo, points, zoom):
+    """A photo, uint8 RGB, and the landmarks in it, float (5, 2), enlarged by zoom."""
     how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
     size = [max(1, round(side * zoom)) for side in photo.shape[1::-1]]
     factor = np.divide(size, photo.shape[1::-1])
@@ -84,8 +85,8 @@ def draw_wall(base, rng):
 
 
 class Backdrop:
-    """What is drawn around a face, on a grid of every second pixel. x and y: in face units, from
-    the eyes; unit and origin: a face unit and the eyes, in cells of the grid.
+    """What is drawn around a face, float32 RGB on a grid of every second pixel: image. x and y: in
+    face units, from the eyes; unit and origin: a face unit and the eyes, in cells of the grid.
     """
 
     def __init__(self, unit, origin):
@@ -231,7 +232,10 @@ def draw_body(scene, skin, side, lean, rng):
 
 
 def draw_hair(scene, hair, is_long, side, shift, rng):
-    """The top of the head and, where the photo shows long hair, what hangs down beside the neck."""
+    """The top of the head and, where the photo shows long hair, what hangs down beside the neck.
+
+    hair: RGB; side: where the light comes from, -0.3 to 0.3; shift: x of the middle, in face units.
+    """
     x, y = scene.x - np.float32(shift), scene.y
     angle = np.arctan2(x, y + rng.uniform(2.4, 3.4)) + rng.uniform(0, 0.04) * np.sin(4 * y + 3 * x)
     strands = rng.normal(size=(1, 1024)).astype(np.float32)
