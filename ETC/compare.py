@@ -134,8 +134,8 @@ def print_comparison(name, folders, sets):
 def print_groups(field, sets, num_classes):
     """Print a line for each group of people: the accuracy of each set, as in score_groups.
 
-    sets: as in print_comparison. The groups are those of the first table: label fixes may have
-    moved people in others.
+    field: gender, age or race; sets: as in print_comparison. A run may have fixed somebody's age or
+    gender: those of the first table count for all.
     """
     tables = [list(members.values()) for members in sets]
     groups = group_people(tables[0][0][[field]])[field]

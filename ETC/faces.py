@@ -1,4 +1,4 @@
-"""Public photos of faces, for ETC.sample: which photos serve, and whom they show.
+"""Public photos of faces, for ETC.sample: which photos are usable, and whom they show.
 
 Labels come from file names as in UTKFace, <age>_<gender>_<race>_<time>.jpg, or from a CSV.
 """
@@ -33,7 +33,7 @@ from utils.cli import InputError
 
 UTKFACE = re.compile(r"(\d{1,3})_([01])_([0-4])_\d+\.")
 RACES = ("White", "Black", "Asian", "Indian", "Others")
-AGES = (18, 100)  # of whom photos are kept, in years
+AGES = (18, 100)  # years; photos of others are left out
 # The competition's shares, in percent.
 AGE_SHARES = {0: 47, 1: 42, 2: 10}
 GENDER_SHARES = {"female": 61, "male": 39}
@@ -43,7 +43,7 @@ LARGEST_SIDE = 4 * DETECTION_SIDE  # and judged in photos no larger than this
 MIN_PROBABILITY = 0.95  # probability of a face
 MIN_EYES_TO_MOUTH = 30  # px, at least
 MAX_NOSE_OFFSET = 0.32  # how far the nose may be from the middle, from eyes to mouth being 1
-ALIGNED = 96  # px: a face turned upright, of one size
+ALIGNED = 96  # px: the side of an aligned face
 MIN_SHARPNESS = 45  # variance of its Laplacian, at least
 # Copies of a photo: the side of thumbnails of the photo and of the aligned face, in pixels, and how
 # much they correlate at least; those of two people, 0.955 and 0.91 at most.
@@ -65,7 +65,7 @@ def age_range(text):
 
 
 def read_names(folder):
-    """Labels from names as in UTKFace: a table of strings, and names that are none."""
+    """Labels from names as in UTKFace: a table of strings, and the names that don't match."""
     rows, wrong = [], []
     for path in pick_photos(list_files(folder))[0]:
         file = path.relative_to(folder).as_posix()
@@ -104,13 +104,15 @@ def read_labels(path):
 
 
 def person_seed(seed, name):
-    """The seed of what is drawn for a person: of the name alone, whoever else is drawn."""
+    """A random seed for a person, from the seed and the id alone: nobody else changes it."""
     return [seed, zlib.crc32(name.encode())]
 
 
 def drawn_age(row, seed):
     """An age in years, evenly from the range of a row of read_names."""
-    rng = np.random.default_rng([*person_seed(seed, row.id), 1])  # not what draws the photos
+    rng = np.random.default_rng(
+        [*person_seed(seed, row.id), 1]
+    )  # 1: another stream than that of mask_person
     return int(rng.integers(*age_range(row.age), endpoint=True))
 
 
@@ -208,7 +210,7 @@ def check_face(photo, prob, points):
         return "face too small", None
     across = (points - eyes) @ right / unit**2  # in face units
     if abs(across[2]) > MAX_NOSE_OFFSET or across[1] - across[0] < 0.55:
-        return "turned aside", None
+        return "turned away", None
     grey = cv2.cvtColor(aligned_face(photo, points), cv2.COLOR_RGB2GRAY)
     if cv2.Laplacian(grey, cv2.CV_32F).var() < MIN_SHARPNESS:
         return "blurred", None
@@ -226,12 +228,12 @@ def thumbnail(image, side):
 
 
 def in_processes(function, jobs, what):
-    """function(job) of each job, in their order, computed by one process per core."""
+    """An iterator of function(job), in the order of jobs, computed by config.NUM_WORKERS."""
     # One process at least: with the threads of the main one, results might differ.
     loader = DataLoader(
         jobs,
         batch_size=None,
-        collate_fn=function,
+        collate_fn=function,  # without batches, it is called on each job, in the worker
         num_workers=min(config.NUM_WORKERS, len(jobs)),
         worker_init_fn=cli.start_worker,
         generator=torch.Generator(),
@@ -269,7 +271,9 @@ def find_people(folder, labels, seed):
         table = table[~rows].reset_index(drop=True)
 
     leave_out(table["file"].duplicated(), "listed twice")
-    ranges = [age_range(age) for age in table["age"]]  # all of it inside: no child becomes 18
+    ranges = [
+        age_range(age) for age in table["age"]
+    ]  # all of it inside, so that 10-19 isn't drawn as 18
     outside = [low < AGES[0] or high > AGES[1] for low, high in ranges]
     leave_out(pd.Series(outside), f"age outside {AGES[0]} to {AGES[1]}")
     table["age"] = [drawn_age(row, seed) for row in table.itertuples()]
@@ -279,7 +283,7 @@ def find_people(folder, labels, seed):
     measured = in_processes(partial(measure, folder=folder), chunks, "read") if chunks else []
     rows = [row for chunk in measured for row in chunk]
     table["reason"], table["points"], table["thumbs"] = zip(*rows) if rows else ((), (), ())
-    for reason in ("unreadable", "no face", "face too small", "turned aside", "blurred"):
+    for reason in ("unreadable", "no face", "face too small", "turned away", "blurred"):
         leave_out(table["reason"] == reason, reason)
     if len(table):
         copies = [

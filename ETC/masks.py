@@ -29,8 +29,8 @@ SURGICAL = (
     (96, 176, 164), (60, 124, 130), (32, 32, 36), (52, 54, 60), (240, 184, 200), (226, 206, 224),
     (120, 124, 132), (48, 62, 98),
 )  # fmt: skip
-# Of each kind: how frequent it is, how often patterned, how far it stands out, and the right half
-# of its outline, in percent: x of the half width, t.
+# Of each kind: its weight when five kinds are drawn, how often it is patterned, how far it stands
+# out, and the right half of its outline, in percent: x of the half width, t.
 KINDS = {
     "surgical": (0.31, 0.22, 0.1, (
         (0, 0), (22, 0), (62, 7), (102, 16), (100, 66), (78, 90), (30, 103), (0, 103),
@@ -55,6 +55,7 @@ KINDS = {
     )),
 }  # fmt: skip
 CHANCES = [chance for chance, *_ in KINDS.values()]
+# The chance of each: the nose bare, the chin covered only, over the eyes.
 MISWORN = {"nose": 0.4, "chin": 0.4, "eyes": 0.2}
 
 
@@ -112,7 +113,7 @@ def dots(image, rng):
 
 
 def flowers(image, rng):
-    """Blossoms and leaves, or whatever one takes them for."""
+    """Blossoms and leaves."""
     colours = [any_colour(rng) for _ in range(3)]
     size, petals = rng.uniform(4, 14), int(rng.integers(3, 7))
     for x, y in rng.uniform(0, SIZE, (int(min(1600 / size, 200)), 2)):
@@ -183,7 +184,9 @@ def choose_mask(rng, kind):
 
 
 def relief(mask, half, rng):
-    """How bright each point of the flat drawing is, without the light of the photo: about 1."""
+    """How bright each point of the flat drawing is, without the light of the photo, about 1; and the
+    slopes of its surface, across and along. All float32, like X.
+    """
     kind = mask.kind
     x = X / half
     height = mask.bulge * 60 * np.maximum(1 - 0.7 * x**2 - 1.6 * (T - 0.42) ** 2, 0)
@@ -404,8 +407,7 @@ def wear(image, points, mask, how, blur, light, rng):
     layer = cv2.remap(flat, *maps, cv2.INTER_LINEAR, borderValue=0)
     if mask.kind != "scarf" and rng.random() < 0.75:  # else hair hides them
         draw_loops(layer, head, mask, top, bottom, half, rng)
-    if blur > 0.3:
-        layer = cv2.GaussianBlur(layer, (0, 0), blur)
+    layer = cv2.GaussianBlur(layer, (0, 0), blur)
     # Nothing else changes than what is covered, and the skin around it.
     x, y, w, h = cv2.boundingRect(layer[..., 3])
     pad = int(0.2 * head.unit)

@@ -67,7 +67,7 @@ def draw_people(seed, split, people):
 
 
 def mask_person(person, folder, seed):
-    """As draw_people, of one of find_people's people; depends on the arguments alone."""
+    """What draw_people yields, for one person of find_people; depends on the arguments alone."""
     rng = np.random.default_rng(person_seed(seed, person["id"]))
     chosen = rng.permutation(len(person["photos"]))[: len(SHOTS)]
     photos = [person["photos"][number] for number in chosen]
@@ -126,7 +126,7 @@ def new_folder(output):
     output = Path(output)
     part = output / ".part"
     if os.path.lexists(output):
-        # What a killed command left is no data.
+        # Remains of a killed command don't count.
         others = [path for path in output.glob("*") if not path.name.startswith(part.name)]
         if not output.is_dir() or others:
             raise InputError(f"{output}: not an empty folder; empty it or choose another --output")

@@ -11,12 +11,13 @@ from ETC.faces import face_frame
 from ETC.masks import CHANCES, KINDS, MISWORN, any_colour, choose_mask, face_light, grain, wear
 from ETC.portrait import SHOTS
 
-# What has to be around the eyes, in face units: to the sides, above and below.
+# A face unit is the distance from the eyes to the mouth here, other than in ETC.canvas.
+# What has to be around the eyes for a photo to be cropped: to the sides, above and below.
 ROOM = (1.35, 1.1, 2.0)
-FACE_UNIT = (60, 92)  # px, from the eyes to the mouth
+FACE_UNIT = (60, 92)  # px; the range that is drawn from
 GRID = (FRAME[0] // 2, FRAME[1] // 2)  # what is drawn around a face is coarse
-LARGEST = 140  # px, in photos without much room around the face
-ZOOM = 2  # at most
+MAX_FACE_UNIT = 140  # px, in a cropped photo
+MAX_ZOOM = 2
 
 
 def scaled(photo, points, zoom):
@@ -34,12 +35,12 @@ def portrait(photo, points, rng):
     eyes, _, down = face_frame(points)
     unit = np.linalg.norm(down)
     sides = np.array([*eyes, *(np.array(photo.shape[1::-1]) - eyes)]) / unit  # left, up, right ..
-    wanted = min(rng.uniform(*FACE_UNIT), ZOOM * unit)
+    wanted = min(rng.uniform(*FACE_UNIT), MAX_ZOOM * unit)
     if min(sides[0], sides[2]) > ROOM[0] and sides[1] > ROOM[1] and sides[3] > ROOM[2]:
         # As much around the face as there is.
-        wanted = max(wanted, WIDTH / (sides[0] + sides[2]), HEIGHT / (sides[1] + sides[3]))
-        if wanted <= min(LARGEST, ZOOM * unit):
-            zoom = wanted / unit
+        filled = max(wanted, WIDTH / (sides[0] + sides[2]), HEIGHT / (sides[1] + sides[3]))
+        if filled <= min(MAX_FACE_UNIT, MAX_ZOOM * unit):
+            zoom = filled / unit
             image, points = scaled(photo, points, zoom)
             at = face_frame(points)[0]
             corner = at - (WIDTH / 2, HEIGHT * rng.uniform(0.34, 0.42))
@@ -54,7 +55,7 @@ def portrait(photo, points, rng):
 
 
 def softness(zoom):
-    """Enlarged photos are soft."""
+    """The deviation, in px, of the blur of edges in a photo enlarged by zoom."""
     return 0.35 + 0.45 * max(zoom - 0.8, 0)
 
 
@@ -110,8 +111,8 @@ def complete(photo, points, rng):
     eyes, _, down = face_frame(points)
     unit = np.float32(np.linalg.norm(down))
     origin = np.array([WIDTH / 2 + rng.uniform(-14, 14), HEIGHT * rng.uniform(0.36, 0.43)]) + MARGIN
-    if eyes[1] > 0.8 * unit and rng.random() < 0.25:  # the upper edge of the photo stays one
-        origin[1] = eyes[1] + MARGIN + 8
+    if 0.8 * unit < eyes[1] < 0.43 * HEIGHT and rng.random() < 0.25:
+        origin[1] = eyes[1] + MARGIN - 8  # the photo's upper edge cuts off the head here too
     # Upright, as what is drawn around it.
     turn = np.array([[down[1], -down[0]], [down[0], down[1]]]) / np.linalg.norm(down)
     shift = np.float32(np.column_stack([turn, origin - turn @ eyes]))
@@ -143,7 +144,7 @@ def complete(photo, points, rng):
 
     picture = cv2.resize(scene.image, FRAME, interpolation=cv2.INTER_CUBIC)
     picture += 2 * grain(rng, *FRAME[::-1])
-    # Without what is near the border of the photo.
+    # Fade out towards the border of the photo.
     edge = cv2.distanceTransform(cv2.copyMakeBorder(known, 1, 1, 1, 1, 0), cv2.DIST_L2, 3)
     edge = smooth(edge[1:-1:2, 1:-1:2] / unit, 0, rng.uniform(0.16, 0.34))
     jaw = 1.5 - 0.55 * smooth(y, 0.7, 1.9)
@@ -168,9 +169,9 @@ def colours_of(photo, seen, ring, x, y):
     beside = photo[ring] if ring.any() else photo.reshape(-1, 3)
     top = seen & (y < -0.65) & (np.abs(x) < 0.75)
     top = photo[top] if top.any() else beside
-    # Hair is darker than the skin, or of another colour, or else there is none.
+    # Hair is darker than the skin, or of another colour; failing both, all above is taken.
     darker, other = top.sum(1) < 0.72 * skin.sum(), np.abs(top - skin).sum(1) > 60
-    hairy = next((which for which in (darker, other) if which.mean() > 0.1), ~darker | darker)
+    hairy = next((which for which in (darker, other) if which.mean() > 0.1), np.ones_like(darker))
     hairs = top[hairy][np.argsort(top[hairy].sum(1))]
     hair = np.median(hairs[: 1 + len(hairs) // 2], axis=0)
     low = photo[seen & (np.abs(y - 1.1) < 0.15) & (np.abs(np.abs(x) - 1.1) < 0.15)]
@@ -274,8 +275,8 @@ def draw_forehead(scene, photo, seen, shift, rng):
 
 
 def shoot(image, points, mask, how, blur, rng):
-    """One shot, uint8 RGB (HEIGHT, WIDTH, 3), of a portrait: moved a little, in a light of its own;
-    mask: from choose_mask, or None.
+    """One shot, uint8 RGB (HEIGHT, WIDTH, 3), of what portrait returns: moved a little, in a light of
+    its own. mask: from choose_mask, or None; how and blur: as of wear.
     """
     centre = points.mean(0)
     matrix = cv2.getRotationMatrix2D(centre, rng.uniform(-6, 6), rng.uniform(0.92, 1.1))

@@ -71,14 +71,14 @@ def bootstrap_macro_f1(targets, predictions, groups, num_classes, samples=1000, 
 
 
 def score_groups(groups, targets, predictions, people, num_classes, samples=1000):
-    """How well each group of people is served, and whether worse than all others: a list of Group.
+    """The scores of each group of people, a list of Group.
 
     groups: pandas.Categorical (N,), in whose order they are listed; the others are as in
-    bootstrap_confusions. Accuracy compares groups, because a group may hold one class only, whose
-    recall it then is: the men of the gender head, a decade of the age head. difference: the
-    accuracy less that of all others, None if there are none. macro_f1: over the classes with
-    targets in the group, None if that is one. The intervals, (low, high), are over people, and None
-    for fewer than two.
+    bootstrap_confusions. Groups are compared by accuracy: one may have a single class, as the men
+    have for the gender head, and accuracy is then its recall. difference: the group's accuracy
+    minus that of everyone else, None if the group is everyone. macro_f1: over the classes with
+    targets in the group, None if there is only one. Intervals are (low, high), over people; None if
+    there are fewer than two in the group or, for difference, outside of it.
     """
 
     def draw(chosen, seed):
@@ -92,7 +92,7 @@ def score_groups(groups, targets, predictions, people, num_classes, samples=1000
         confusion, drawn, count = draw(chosen, seed=0)
         score, scores, difference, f1 = accuracy(confusion), accuracy(drawn), None, None
         if not chosen.all():
-            # Another seed: as many people drawn with the same one would be drawn alike.
+            # Another seed: with the same one, as many others would be drawn alike.
             rest, rest_drawn, rest_count = draw(~chosen, seed=1)
             spread = interval(scores - accuracy(rest_drawn), min(count, rest_count))
             difference = score - accuracy(rest), spread

