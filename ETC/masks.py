@@ -184,8 +184,8 @@ def choose_mask(rng, kind):
 
 
 def relief(mask, half, rng):
-    """How bright each point of the flat drawing is, without the light of the photo, about 1; and the
-    slopes of its surface, across and along. All float32, like X.
+    """How bright each point of the flat drawing is, without the light of the photo, about 1; and
+    the slopes of its surface, across and along. All float32, like X.
     """
     kind = mask.kind
     x = X / half

@@ -98,8 +98,8 @@ def read_run(folder):
 
 
 def group_people(table):
-    """The group of each photo of a table of read_run, {field: pandas.Categorical (N,)}: gender, age in
-    decades, and race as in train.csv, of which those that the table has.
+    """The group of each photo of a table of read_run, {field: pandas.Categorical (N,)}: gender, age
+    in decades, and race as in train.csv, of which those that the table has.
     """
     groups = {}
     for field in ("gender", "age", "race"):

@@ -275,8 +275,8 @@ def draw_forehead(scene, photo, seen, shift, rng):
 
 
 def shoot(image, points, mask, how, blur, rng):
-    """One shot, uint8 RGB (HEIGHT, WIDTH, 3), of what portrait returns: moved a little, in a light of
-    its own. mask: from choose_mask, or None; how and blur: as of wear.
+    """One shot, uint8 RGB (HEIGHT, WIDTH, 3), of what portrait returns: moved a little, in a light
+    of its own. mask: from choose_mask, or None; how and blur: as of wear.
     """
     centre = points.mean(0)
     matrix = cv2.getRotationMatrix2D(centre, rng.uniform(-6, 6), rng.uniform(0.92, 1.1))
