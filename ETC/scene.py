@@ -14,7 +14,7 @@ from ETC.portrait import SHOTS
 # A face unit is the distance from the eyes to the mouth here, other than in ETC.canvas.
 # What has to be around the eyes for a photo to be cropped: to the sides, above and below.
 ROOM = (1.35, 1.1, 2.0)
-FACE_UNIT = (60, 92)  # px; the range that is drawn from
+FACE_UNIT = (60, 110)  # px; the range that is drawn from
 GRID = (FRAME[0] // 2, FRAME[1] // 2)  # what is drawn around a face is coarse
 MAX_FACE_UNIT = 140  # px, in a cropped photo
 MAX_ZOOM = 2
@@ -126,19 +126,22 @@ def complete(photo, points, rng):
     x, y = scene.x, scene.y
     ring = seen & ((np.abs(x) > 1.0) & (y < 0.8) | (y < -0.75))
     skin, hair, wall_colour, side, is_long = colours_of(small, seen, ring, x, y)
-    if rng.random() < 0.15:
-        wall_colour = rng.uniform(60, 235) + rng.uniform(-14, 14, 3)
+    # Else a wall begins where the photo ends: heads shouldn't learn ages from hair that is drawn.
+    with_hair = rng.random() < 0.5
+    if not with_hair or rng.random() < 0.15:
+        wall_colour = rng.uniform(60, 240) + rng.uniform(-14, 14, 3)
     scene.image = draw_wall(wall_colour * rng.uniform(0.85, 1.1), rng)
-    # What is beside the face goes on for a bit.
-    near = np.dstack([small * ring[..., None], ring.astype(np.float32)])
-    near = cv2.resize(near, (GRID[0] // 4, GRID[1] // 4), interpolation=cv2.INTER_AREA)
-    near = cv2.resize(cv2.GaussianBlur(near, (0, 0), float(unit) / 32), GRID)
-    scene.image = (near[..., :3] + 0.3 * scene.image) / (near[..., 3:] + 0.3)
+    if with_hair:  # what is beside the face goes on for a bit
+        near = np.dstack([small * ring[..., None], ring.astype(np.float32)])
+        near = cv2.resize(near, (GRID[0] // 4, GRID[1] // 4), interpolation=cv2.INTER_AREA)
+        near = cv2.resize(cv2.GaussianBlur(near, (0, 0), float(unit) / 32), GRID)
+        scene.image = (near[..., :3] + 0.3 * scene.image) / (near[..., 3:] + 0.3)
     # Of a head that is turned aside, more is seen behind.
     behind = 1.3 * (origin[0] - points[2, 0]) / unit
     draw_body(scene, skin, side, 0.5 * behind, rng)
-    draw_hair(scene, hair, is_long and rng.random() < 0.7, side, behind, rng)
-    draw_forehead(scene, small, seen, 0.3 * behind, rng)
+    if with_hair:
+        draw_hair(scene, hair, is_long and rng.random() < 0.7, side, behind, rng)
+        draw_forehead(scene, small, seen, 0.3 * behind, rng)
     grey = scene.image.mean(2, keepdims=True)  # beside a black and white photo
     scene.image = grey + min(float(np.ptp(skin)) / 20, 1) * (scene.image - grey)
 
@@ -146,10 +149,11 @@ def complete(photo, points, rng):
     picture += 2 * grain(rng, *FRAME[::-1])
     # Fade out towards the border of the photo.
     edge = cv2.distanceTransform(cv2.copyMakeBorder(known, 1, 1, 1, 1, 0), cv2.DIST_L2, 3)
-    edge = smooth(edge[1:-1:2, 1:-1:2] / unit, 0, rng.uniform(0.16, 0.34))
+    fade = rng.uniform(0.16, 0.34) if with_hair else rng.uniform(0.2, 0.5)
+    edge = smooth(edge[1:-1:2, 1:-1:2] / unit, 0, fade)
     jaw = 1.5 - 0.55 * smooth(y, 0.7, 1.9)
-    round_ = np.abs(x / jaw) ** 3 + np.abs((y - 0.2) / 1.85) ** 3
-    alpha = cv2.resize(edge * (1 - smooth(round_, 0.6, 1.3)), FRAME)
+    roundness = np.abs(x / jaw) ** 3 + np.abs((y - 0.2) / 1.85) ** 3
+    alpha = cv2.resize(edge * (1 - smooth(roundness, 0.6, 1.3)), FRAME)
     picture += alpha[..., None] * (photo - picture)
     return np.clip(picture, 0, 255).astype(np.uint8), points
 
