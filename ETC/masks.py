@@ -280,14 +280,14 @@ def place(points, how, rng):
     """
     eyes, _, down = face_frame(points)
     nose = float((points[2] - eyes) @ down / (down @ down))
-    half = rng.uniform(0.95, 1.22)
+    half = rng.uniform(0.95, 1.26)
     if how == "worn":
-        top, bottom = min(rng.uniform(0.2, 0.44), nose - 0.14), rng.uniform(1.8, 2.16)
+        top, bottom = min(rng.uniform(0.2, 0.54), nose - 0.1), rng.uniform(1.76, 2.36)
     elif how == "nose":
-        top, bottom = max(rng.uniform(0.78, 0.98), nose + 0.18), rng.uniform(1.85, 2.3)
+        top, bottom = max(rng.uniform(0.78, 1.1), nose + 0.18), rng.uniform(1.85, 2.4)
     elif how == "chin":
-        top, bottom = rng.uniform(1.25, 1.65), rng.uniform(2.1, 2.5)
-        half *= rng.uniform(0.8, 0.95)
+        top, bottom = rng.uniform(1.25, 1.65), rng.uniform(2.05, 2.55)
+        half *= rng.uniform(0.8, 1.0)
     else:
         top, bottom = rng.uniform(-0.85, -0.4), rng.uniform(0.38, 0.72)
     return top, bottom, half

@@ -202,7 +202,8 @@ def draw_body(scene, skin, side, lean, rng):
     neck = rng.uniform(0.64, 0.82)
     shade = 1 - 0.34 * smooth(np.abs(x) / neck, 0.3, 1.1) + np.float32(side) * x
     shade *= 0.76 + 0.24 * smooth(y, 1.8, 2.5)  # the shadow of the chin
-    shoulder, drop = rng.uniform(1.9, 2.5), rng.uniform(2.3, 2.6)
+    # Some clothes reach up to the chin, where a mask may hang too.
+    shoulder, drop = rng.uniform(1.9, 2.5), rng.uniform(1.8, 2.6)
     half = ((0, 0.9), (neck, 0.9), (neck * 0.96, 1.9), (neck + 0.3, 2.2), (shoulder, 2.8))
     outline = np.add(symmetric(*half, (shoulder, 9), (0, 9)), (lean, 0))
     scene.paint(outline, skin * shade[..., None], 1.0)
@@ -210,7 +211,12 @@ def draw_body(scene, skin, side, lean, rng):
     cloth = np.clip(any_colour(rng) * 0.9 + 8, 10, 235)
     folds = rng.normal(0, 1, (14, 9)).astype(np.float32)
     folds = cv2.resize(folds, GRID, interpolation=cv2.INTER_CUBIC)
-    tone = 1 + 0.08 * folds - 0.14 * smooth(np.abs(x), 0.8, 2.2) + np.float32(0.7 * side) * x
+    tone = (
+        1
+        + rng.choice([0, 0.08, 0.08]) * folds
+        - 0.14 * smooth(np.abs(x), 0.8, 2.2)
+        + np.float32(0.7 * side) * x
+    )
     tone = (tone * (0.8 + 0.2 * smooth(y, drop - 0.5, drop + 0.7)))[..., None]
     fabric = tone * cloth
     if rng.random() < 0.3:
