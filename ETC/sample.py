@@ -123,27 +123,28 @@ def new_folder(output):
     """A hidden folder in output, absent yet, whose content moves to output in the end, train last:
     nobody should train on half a data set. Raises InputError unless output is new or empty.
     """
-    output = Path(output)
+    output, existed = Path(output), os.path.lexists(output)
     part = output / ".part"
-    if os.path.lexists(output):
+    if existed:
         # Remains of a killed command don't count.
         others = [path for path in output.glob("*") if not path.name.startswith(part.name)]
         if not output.is_dir() or others:
             raise InputError(f"{output}: not an empty folder; empty it or choose another --output")
     make_folder(output, "choose another --output")
     held = f"{output}: another command draws to it; choose another --output"
-    with locked(part.with_name(".part.lock"), held):
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            yield part
-            for path in sorted(part.iterdir(), key=lambda path: path.name == "train"):
-                path.rename(output / path.name)
-        finally:
+    try:
+        with locked(part.with_name(".part.lock"), held):
             shutil.rmtree(part, ignore_errors=True)
-            if not any(path.suffix != ".lock" for path in output.iterdir()):
-                with contextlib.suppress(OSError):  # a mounted folder stays
-                    (output / ".part.lock").unlink(missing_ok=True)
-                    output.rmdir()
+            try:
+                yield part
+                for path in sorted(part.iterdir(), key=lambda path: path.name == "train"):
+                    path.rename(output / path.name)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    finally:
+        if not existed:
+            with contextlib.suppress(OSError):  # it isn't empty
+                output.rmdir()
 
 
 def make_sample(output, people, eval_people, seed):
