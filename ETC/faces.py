@@ -42,7 +42,7 @@ DETECTION_SIDE = 320  # px: faces are looked for in photos no larger than this
 LARGEST_SIDE = 4 * DETECTION_SIDE  # and judged in photos no larger than this
 MIN_PROBABILITY = 0.95  # probability of a face
 MIN_EYES_TO_MOUTH = 30  # px, at least
-MAX_NOSE_OFFSET = 0.32  # how far the nose may be from the middle, from eyes to mouth being 1
+MAX_NOSE_OFFSET = 0.32  # of the nose from the middle, in face units
 ALIGNED = 96  # px: the side of an aligned face
 MIN_SHARPNESS = 45  # variance of its Laplacian, at least
 # Copies of a photo: the side of thumbnails of the photo and of the aligned face, in pixels, and how
@@ -110,9 +110,8 @@ def person_seed(seed, name):
 
 def drawn_age(row, seed):
     """An age in years, evenly from the range of a row of read_names."""
-    rng = np.random.default_rng(
-        [*person_seed(seed, row.id), 1]
-    )  # 1: another stream than that of mask_person
+    # 1: another stream than that of mask_person.
+    rng = np.random.default_rng([*person_seed(seed, row.id), 1])
     return int(rng.integers(*age_range(row.age), endpoint=True))
 
 
@@ -271,9 +270,8 @@ def find_people(folder, labels, seed):
         table = table[~rows].reset_index(drop=True)
 
     leave_out(table["file"].duplicated(), "listed twice")
-    ranges = [
-        age_range(age) for age in table["age"]
-    ]  # all of it inside, so that 10-19 isn't drawn as 18
+    # Whole ranges have to be inside, so that 10-19 isn't drawn as 18.
+    ranges = [age_range(age) for age in table["age"]]
     outside = [low < AGES[0] or high > AGES[1] for low, high in ranges]
     leave_out(pd.Series(outside), f"age outside {AGES[0]} to {AGES[1]}")
     table["age"] = [drawn_age(row, seed) for row in table.itertuples()]

@@ -180,10 +180,13 @@ def make_masked_sample(args):
         people = choose_people(everybody, args.balance, args.seed)
         eval_people = args.eval_people or max(1, (args.people or len(people)) // 10)
         train, eval_ = people[eval_people:][: args.people], people[:eval_people]
-        if len(train) < (args.people or NUM_FOLDS):
+        wanted = max(args.people or 0, NUM_FOLDS)  # with fewer, nothing can be trained
+        if len(train) < wanted:
+            balanced = " after --balance" if args.balance else ""
             raise InputError(
-                f"--faces {folder}: {len(people)} people to choose from, too few for --people "
-                f"{args.people or NUM_FOLDS} and --eval-people {eval_people}; {describe(left_out)}"
+                f"--faces {folder}: {len(people)} people to choose from{balanced}, but {wanted} "
+                f"are needed to train on and {eval_people} to submit for; left out: "
+                f"{describe(left_out) or 'nothing'}"
             )
         mask = partial(mask_person, folder=folder, seed=args.seed)
         write_train(part / "train", in_processes(mask, train, "train"))

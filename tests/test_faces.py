@@ -264,7 +264,9 @@ def test_bad_input_is_refused(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     assert_refused(run(*command, tmp_path / "empty"), "no usable photos")
     assert_refused(run(*command, tmp_path / "none"), "no such folder")
-    assert_refused(run(*command, photos, "--people", 500), "--people 500", "people to choose from")
+    assert_refused(run(*command, photos, "--people", 500), "to choose from, but 500 are needed")
+    few = "--people", 2, "--eval-people", 3
+    assert_refused(run(*command, photos, *few), "but 5 are needed to train on and 3 to submit for")
     (tmp_path / "labels.csv").write_text("name,gender,age\na.jpg,male,3\n")
     labels = "--labels", tmp_path / "labels.csv"
     assert_refused(run(*command, photos, *labels), "no column file in name, gender, age")
