@@ -294,7 +294,11 @@ def place(points, how, rng):
 
 
 class Head:
-    """The cylinder on which a face with these landmarks lies, in pixels."""
+    """The cylinder on which a face with these landmarks lies.
+
+    turn: the sine of the angle to the right; axes: a face unit to the right and down, float (2, 2);
+    origin: the midpoint of the eyes, float (2,); unit: a face unit, all in pixels but turn.
+    """
 
     def __init__(self, points):
         eyes, right, down = face_frame(points)
