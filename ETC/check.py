@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from config import config
-from data.crop import crop_folder, fingerprint, finished_crops, read_record
+from data.crop import SECOND_LOOK, crop_folder, fingerprint, finished_crops, read_record
 from data.images import pick_photos, read_image
 from data.labels import (
     GENDER_LABELS,
@@ -40,7 +40,11 @@ SHOWN = 20  # lines of each kind, to keep it one page
 FOLDER_NAME = r"^(?P<id>[^_]+)_(?P<gender>female|male)_.*_0*(?P<age>\d+)$"
 AGE_GROUPS = "under 30", "30 to 59", "60 and over"
 MASKS = "not worn", "worn", "incorrect"  # by label of the mask head
-METHODS = {"mtcnn": "by mtcnn", "center": "without a face (cropped centrally)"}
+METHODS = {
+    "mtcnn": "by mtcnn",
+    SECOND_LOOK: "by mtcnn's second look",
+    "center": "without a face (cropped centrally)",
+}
 SCRIPTS = {"train": "train.py", "eval": "test.py"}
 TABLES = {"train": "train/train.csv", "eval": "eval/info.csv"}
 HOW_TO_WRITE = {

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 
 from config import config
 from data.augment import augment, build_augmentation, resize
+from data.crop import SECOND_LOOK
 from data.images import load_image
 from data.labels import head_labels, merge_labels
 from ETC.names import class_names
@@ -50,12 +51,16 @@ def count_classes(photos):
 
 
 def count_misses(photos):
-    """A table by shot: the photos, those without a face, and their share in percent.
+    """A table by shot: the photos, those whose face the second look found, those without a face,
+    and these in percent.
 
     photos: with the columns shot and, from a manifest, method.
     """
-    table = (photos["method"] == "center").groupby(photos["shot"]).agg(["size", "sum"])
-    table.columns = ["photos", "without a face"]
+    methods = photos["method"]
+    found = {"second look": methods == SECOND_LOOK, "without a face": methods == "center"}
+    by_shot = pd.DataFrame(found).groupby(photos["shot"])
+    table = by_shot.sum()
+    table.insert(0, "photos", by_shot.size())
     table.loc["all"] = table.sum()
     return table.assign(percent=(100 * table["without a face"] / table["photos"]).round(1))
 

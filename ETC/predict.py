@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from config import config
-from data.crop import BOX, add_crop_batch_size, crop_photos
+from data.crop import BOX, SECOND_LOOK, add_crop_batch_size, crop_photos
 from data.dataset import CropFiles, FaceDataset, build_loader
 from data.images import pick_photos, print_left_out
 from data.labels import merge_labels, raise_problems
@@ -151,8 +151,9 @@ def main():
     with atomic_write(sheet) as file:
         draw_sheet(table.assign(photo=faces["photo"])).save(file, "PNG")
     count, missed = faces["photo"].nunique(), (faces["method"] == "center").sum()
-    print(f"{count} photos, {len(faces) - missed} faces, {missed} photos without a face (cropped "
-          f"centrally) -> {output}, {sheet}")  # fmt: skip
+    again = (faces["method"] == SECOND_LOOK).sum()
+    print(f"{count} photos, {len(faces) - missed} faces ({again} found by the second look), "
+          f"{missed} photos without a face (cropped centrally) -> {output}, {sheet}")  # fmt: skip
     if count > MAX_PHOTOS:
         print(f"{sheet} shows the first {MAX_PHOTOS} photos")
     print_left_out(left_out)

@@ -32,6 +32,7 @@ CROP = {
     "margin_x": 20,
     "margin_y": 30,
     "center_size": 300,
+    "second_look": True,  # the original had none
 }
 CROP_BATCH_SIZE = {"cpu": 8, "cuda": 32}
 

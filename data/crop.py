@@ -3,8 +3,9 @@
 train/images/... -> train/new_img/... and eval/images/... -> eval/new_images/...
 
 Beside each folder, crops.json holds the settings and crops.csv has one row per photo: file; method,
-mtcnn, center (no face was found) or bad (can't be read); the box x0, y0, x1, y1 in pixels of the
-photo; the detector's prob; size and time of change of the photo when it was cropped.
+"mtcnn", "mtcnn, second look", center (no face was found) or bad (can't be read); the box x0, y0,
+x1, y1 in pixels of the photo; the detector's prob; size and time of change of the photo when it was
+cropped.
 """
 
 import sys
@@ -14,6 +15,7 @@ if __spec__ is None:  # started as a file, not by python -m
     sys.path[0] = str(Path(__file__).parents[1])
     import config  # before PyTorch
 
+import argparse
 import io
 import json
 import os
@@ -29,7 +31,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import config
-from data.detect import build_detector, find_all_faces, find_largest_faces
+from data.detect import build_detector, find_all_faces, find_largest_faces, look_again
 from data.images import read_image
 from data.labels import list_train_images, raise_problems, read_info
 from utils import cli
@@ -42,6 +44,7 @@ JPEG_QUALITY = 95
 SAVE_EVERY = 5  # seconds between manifests: what a killed run has to do again
 MEASURED = 64  # train photos that tell how wide a face typically is
 
+SECOND_LOOK = "mtcnn, second look"
 CROP_FOLDERS = {"train": "new_img", "eval": "new_images"}
 BOX = ["x0", "y0", "x1", "y1"]
 # Int64, with a capital, may be missing.
@@ -160,8 +163,13 @@ def crop_group(images, settings, device, every):
     size = stack.shape[2], stack.shape[1]
     find = find_all_faces if every else find_largest_faces
     found = find(detector_of_process(device), stack, settings["min_face_size"])
-    for (photo, crop, image, why), faces in zip(images, found):
-        boxes = [("mtcnn", crop_box(face, size, settings), round(prob, 6)) for face, prob in faces]
+    methods = ["mtcnn"] * len(images)
+    missed = [number for number, faces in enumerate(found) if not faces]
+    if missed and settings.get("second_look"):  # unknown to older networks
+        for number, faces in zip(missed, look_again(detector_of_process(device), stack[missed])):
+            found[number], methods[number] = faces, SECOND_LOOK
+    for (photo, crop, image, why), faces, method in zip(images, found, methods):
+        boxes = [(method, crop_box(face, size, settings), round(prob, 6)) for face, prob in faces]
         boxes = [face for face in boxes if face[1] is not None]
         boxes = boxes or [("center", crop_box(None, size, settings), np.nan)]
         for number, (method, box, prob) in enumerate(boxes, start=1):
@@ -267,10 +275,10 @@ def crop_split(args, split, files, shots, settings, device):
     if missing:
         speed = (missing - len(bad)) / (time.perf_counter() - start)
         print(f"{split}: {missing - len(bad)} photos cropped to {folder} ({speed:.1f} images/s)")
-        missed = manifest["method"] == "center"
-        print(f"{split}: {len(manifest)} photos, {missed.sum()} without a face (cropped centrally)")
-        for shot, group in missed.groupby(np.array(shots)) if shots is not None else ():
-            print(f"  {shot:<16}{len(group):>6} photos{group.sum():>6} without a face")
+        print(f"{split}: {count_misses(manifest['method'])} (cropped centrally)")
+        groups = () if shots is None else manifest["method"].groupby(np.array(shots))
+        for shot, methods in groups:
+            print(f"  {shot:<16}{count_misses(methods)}")
     for row in done.values():
         if row["method"] != "bad" and row.get("why"):
             print(f"{split}/images/{row['file']}: {row['why']}")
@@ -280,6 +288,12 @@ def crop_split(args, split, files, shots, settings, device):
     else:
         raise_problems(f"{args.data_dir}: {len(bad)} bad photos (or use --skip-bad)", problems)
     return manifest
+
+
+def count_misses(methods):
+    """A line about a manifest's column method."""
+    again, missed = (methods == SECOND_LOOK).sum(), (methods == "center").sum()
+    return f"{len(methods):>6} photos{again:>6} found by the second look{missed:>6} without a face"
 
 
 def crop_missing(args, source, folder, marks, done, settings, device):
@@ -324,6 +338,10 @@ def add_crop_arguments(parser):
         help="added above and below the face's box (default: %(default)s)")
     add("--center-size", type=cli.positive_int, default=config.CROP["center_size"],
         help="side of the central crop of a photo without a face (default: %(default)s)")
+    add("--second-look", action=argparse.BooleanOptionalAction,
+        default=config.CROP["second_look"],
+        help="look again, with lower thresholds, where no face was found, as the original didn't "
+             "(default: yes)")
     add_crop_batch_size(add)
 
 

@@ -4,7 +4,7 @@ Networks, thresholds and resampling are the package's (Zhang et al. 2016, "Joint
 Alignment Using Multi-task Cascaded Convolutional Networks"), and so are the faces and nearly all
 boxes. But photos pass in batches; areas are averaged through a summed-area table (Crow 1984); the
 last, costly network looks at one candidate a face first; and so do the coarse, cheap levels of the
-image pyramid, before the fine ones.
+image pyramid, before the fine ones. What the package finds no face in may get a second look.
 """
 
 import cv2
@@ -14,6 +14,10 @@ import torch.nn.functional as F
 
 FACTOR = 0.709  # from a level of the pyramid to the next
 THRESHOLDS = (0.6, 0.7, 0.7)
+# Those of a second look, which finds faces behind masks, and the share of a photo's shorter side
+# that it takes for a face: it would see smaller ones in landscapes too.
+SECOND_THRESHOLDS = (0.2, 0.2, 0.2)
+SECOND_FACE = 1 / 3
 # Faces of this share of a photo's shorter side are looked for first.
 LARGE_FACE = 1 / 4
 # Candidates that overlap this much (intersection over union) count as one face.
@@ -58,6 +62,21 @@ def find_largest_faces(mtcnn, images, min_face_size):
     return [faces[:1] for faces in found]
 
 
+def look_again(mtcnn, images):
+    """The most probable large face of each photo, with lower thresholds than find_largest_faces,
+    which finds nothing in these. Takes and returns the same.
+    """
+    shorter = min(images.shape[1:3])
+    scales = [scale for scale in pyramid(*images.shape[1:3]) if 12 / scale >= LARGE_FACE * shorter]
+    if not scales:
+        return [[] for _ in images]
+    found = detect(mtcnn, images, scales, 1, SECOND_THRESHOLDS)
+    for faces in found:
+        large = [face for face in faces if shorter_side(face[0]) >= SECOND_FACE * shorter]
+        faces[:] = sorted(large, key=lambda face: -face[1])[:1]
+    return found
+
+
 def find_all_faces(mtcnn, images, min_face_size):
     """As find_largest_faces, but all faces of each photo, after the one it finds."""
     largest = find_largest_faces(mtcnn, images, min_face_size)
@@ -73,29 +92,30 @@ def find_all_faces(mtcnn, images, min_face_size):
 
 @torch.inference_mode()
 @torch.backends.cudnn.flags(enabled=True)  # without benchmark: sizes vary too much
-def detect(mtcnn, images, scales, same_face=SAME_FACE):
+def detect(mtcnn, images, scales, same_face=SAME_FACE, thresholds=THRESHOLDS):
     """What MTCNN(select_largest=True).detect finds with a pyramid of these scales, at least one,
     as find_largest_faces returns it. same_face: with 1, the last network looks at all candidates,
-    and all boxes are the package's own; below, only the first face is dependable.
+    and all boxes are the package's own; below, only the first face is dependable. thresholds: the
+    probability that each of the three networks has to see.
     """
     table = sum_table(images, mtcnn.device)
     faces = [[] for _ in images]
-    boxes, image = propose(mtcnn.pnet, table, scales, THRESHOLDS[0])
+    boxes, image = propose(mtcnn.pnet, table, scales, thresholds[0])
     if len(boxes):
         offsets, probs = look_closer(mtcnn.rnet, table, boxes, image, 24)
-        kept = (probs > THRESHOLDS[1]).nonzero()[:, 0]
+        kept = (probs > thresholds[1]).nonzero()[:, 0]
         kept = kept[suppress(boxes[kept], probs[kept], image[kept], 0.7)]
         boxes, image, probs = square(moved(boxes[kept], offsets[kept], 1)), image[kept], probs[kept]
         best = torch.zeros_like(image, dtype=torch.bool)
         best[suppress(boxes, probs, image, same_face)] = True
-        add_faces(mtcnn.onet, table, boxes[best], image[best], faces)
+        add_faces(mtcnn.onet, table, boxes[best], image[best], thresholds[2], faces)
         found = torch.tensor([bool(of_photo) for of_photo in faces], device=image.device)
         rest = ~best & ~found[image]
-        add_faces(mtcnn.onet, table, boxes[rest], image[rest], faces)
+        add_faces(mtcnn.onet, table, boxes[rest], image[rest], thresholds[2], faces)
     return [sorted(of_photo, key=lambda face: -area(face[0])) for of_photo in faces]
 
 
-def pyramid(height, width, min_face_size):
+def pyramid(height, width, min_face_size=PACKAGE_FACE):
     """The package's scales for its first network, which sees faces of 12 pixels, that are not for
     faces below min_face_size.
     """
@@ -141,12 +161,12 @@ def look_closer(network, table, boxes, which, side):
     return outputs[0], outputs[-1][:, 1]
 
 
-def add_faces(network, table, boxes, image, faces):
+def add_faces(network, table, boxes, image, threshold, faces):
     """Add the faces that the last network sees in boxes to its image's list, (box, prob) each."""
     if not len(boxes):
         return
     offsets, probs = look_closer(network, table, boxes, image, 48)
-    kept = (probs > THRESHOLDS[2]).nonzero()[:, 0]
+    kept = (probs > threshold).nonzero()[:, 0]
     kept = kept[probs[kept].argsort(descending=True)]
     boxes = moved(boxes[kept], offsets[kept], 1)
     for box, prob, number in zip(boxes.tolist(), probs[kept].tolist(), image[kept].tolist()):
@@ -223,6 +243,10 @@ def overlap(box, other):
     """The share of the smaller box, counted in whole pixels, that both cover."""
     corners = (*map(max, box[:2], other[:2]), *map(min, box[2:], other[2:]))
     return area(corners, 1) / min(area(box, 1), area(other, 1))
+
+
+def shorter_side(box):
+    return min(box[2] - box[0], box[3] - box[1])
 
 
 def area(box, extra=0):

@@ -58,7 +58,11 @@ def test_clean_data(sample_dir):
     assert below(text, "  photos by mask ") == ["60 worn, 12 incorrect, 12 not worn"]
     assert below(text, "  photos by size ") == ["84 of 384 x 512, JPEG RGB"]
     crops = pd.read_csv(sample_dir / "train/crops.csv")["method"].value_counts()
-    names = {"mtcnn": "by mtcnn", "center": "without a face (cropped centrally)"}
+    names = {
+        "mtcnn": "by mtcnn",
+        "mtcnn, second look": "by mtcnn's second look",
+        "center": "without a face (cropped centrally)",
+    }
     assert below(text, "  crops ") == [f"{count} {names[name]}" for name, count in crops.items()]
     for what in ("unreadable photos", "suspicious labels", "identical photos"):
         assert below(text, f"{what}: ") == ["none"]

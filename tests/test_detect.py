@@ -8,7 +8,15 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 
 from conftest import FACES
-from data.detect import build_detector, detect, find_all_faces, find_largest_faces, pyramid
+from data.detect import (
+    build_detector,
+    detect,
+    find_all_faces,
+    find_largest_faces,
+    look_again,
+    overlap,
+    pyramid,
+)
 from data.images import load_image
 
 CPU = torch.device("cpu")
@@ -57,6 +65,25 @@ def test_small_faces_are_found_where_there_is_no_large_one(mtcnn, min_face_size)
     assert find_largest_faces(mtcnn, photo[None], 150) == [[]]
 
 
+def test_second_look_finds_a_face_behind_a_mask(mtcnn):
+    photo = np.full((512, 384, 3), 90, np.uint8)
+    face = next(path for path in FACES if path.stem == "female_45")
+    photo[100:420, 72:312] = cv2.resize(load_image(face), (240, 320))
+    [[(bare, _)]] = find_largest_faces(mtcnn, photo[None], 50)
+    x0, x1, y1 = (int(bare[side]) for side in (0, 2, 3))
+    photo[int(0.6 * bare[1] + 0.4 * bare[3]) : y1 + 20, x0 - 20 : x1 + 20] = 200, 120, 40
+    assert find_largest_faces(mtcnn, photo[None], 50) == [[]]
+    empty = np.full_like(photo, 90)
+    [[(box, prob)], nothing] = look_again(mtcnn, np.stack([photo, empty]))
+    assert nothing == []
+    assert 0.2 < prob < 0.7
+    assert overlap(box, bare) > 0.6
+    # In a corner of a large photo, it could be anything.
+    large = np.full((1024, 768, 3), 90, np.uint8)
+    large[:512, :384] = photo
+    assert look_again(mtcnn, large[None]) == [[]]
+
+
 def test_all_faces_are_found_the_largest_first(mtcnn):
     face = load_image(FACES[0])
     photo = np.full((512, 768, 3), 90, np.uint8)
@@ -72,3 +99,4 @@ def test_no_photo_is_too_small(mtcnn, side, min_face_size):
     tiny = np.zeros((2, side, 60, 3), np.uint8)
     assert find_largest_faces(mtcnn, tiny, min_face_size) == [[], []]
     assert find_all_faces(mtcnn, tiny, min_face_size) == [[], []]
+    assert look_again(mtcnn, tiny) == [[], []]

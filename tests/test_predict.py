@@ -74,7 +74,7 @@ def test_any_size_orientation_format_and_name(classify, photo, tmp_path):
     boxes = table[["x0", "y0", "x1", "y1"]]
     assert boxes.loc[3].tolist() == [8, 3, 31, 26]  # 300 of 384 pixels
     assert np.abs(boxes.loc[0] - boxes.loc[2]).max() <= 15
-    assert "4 photos, 3 faces, 1 photos without a face" in printed
+    assert "4 photos, 3 faces (0 found by the second look), 1 photos without a face" in printed
 
 
 def test_all_faces_adds_rows(classify, photo, tmp_path):
