@@ -20,8 +20,9 @@ from PIL import Image, ImageDraw
 
 from data.augment import resize
 from data.images import load_image, print_left_out
+from data.labels import raise_problems
 from ETC.names import printable
-from ETC.predict import add_photo_arguments, crop_faces, end_with_bad, list_photos
+from ETC.predict import add_photo_arguments, crop_faces, end_with_bad, find_photos
 from ETC.sheet import GAP, arrange, with_lines
 from models.network import load_network, normalize
 from utils import cli
@@ -130,14 +131,18 @@ def main():
     if checkpoint["model"].startswith("vit_"):
         why = f"{checkpoint['model']} makes no map of features, which Grad-CAM needs"
         raise InputError(f"{args.checkpoint}: {why}")
-    photos, left_out = list_photos(args.photos)
+    left_out = []
+    photos = list(find_photos(args.photos, left_out))
     if len(photos) > MAX_PHOTOS:
         raise InputError(f"{len(photos)} photos; name {MAX_PHOTOS} at most")
     check_output(args.output, [".png"], [*photos, args.checkpoint])
     network = load_network(checkpoint).to(device)
     rows = [draw_heading(checkpoint)]
     with tempfile.TemporaryDirectory() as folder:
-        faces = crop_faces(args, photos, Path(folder), checkpoint["crop"], device)
+        faces, damaged = crop_faces(args, photos, Path(folder), checkpoint["crop"], device)
+        if faces.empty:
+            raise_problems("no readable photos", damaged)
+        print("".join(f"{line}\n" for line in damaged), end="", file=sys.stderr)
         for row in faces.to_dict("records"):
             probs, face, maps = explain(load_image(row["crop"]), checkpoint, network)
             rows.append(draw_row(row, checkpoint["classes"], probs, face, maps))
@@ -148,7 +153,7 @@ def main():
         arrange(rows).save(file, "PNG")
     print(f"Grad-CAM of {len(faces)} photos -> {args.output}")
     print_left_out(left_out)
-    end_with_bad(args, photos, faces)
+    end_with_bad(args, len(photos), len(faces))
 
 
 def get_args_parser():

@@ -3,6 +3,7 @@
 predictions.csv has a row a face: file; face, 1 for the largest of its photo; method, box and prob
 as in crops.csv; the answers of the three heads; ans, the official class; and the probability of
 each class of each head. predictions_sheet.png beside it shows the photos with boxes and answers.
+Videos are not read: cut them into pictures first.
 """
 
 import sys
@@ -12,11 +13,18 @@ if __spec__ is None:  # started as a file, not by python -m
     sys.path[0] = str(Path(__file__).parents[1])
     import config  # before PyTorch
 
+import argparse
+import csv
 import os
+import re
 import tempfile
+from collections import Counter
+from functools import partial
+from itertools import chain, groupby, islice
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from config import config
 from data.crop import BOX, SECOND_LOOK, add_crop_batch_size, crop_photos
@@ -29,58 +37,68 @@ from models.inference import build_members, pick_backend, predict
 from utils import cli
 from utils.checkpoint import find_checkpoints
 from utils.cli import InputError
-from utils.device import choose_kernels, pick_device, pick_precision
+from utils.device import choose_kernels, pick_device, pick_precision, progress_off
 from utils.files import atomic_write, check_output, write_csv
 
+CHUNK = 512  # photos in work at once: what a killed command did in vain, at most
+ANSWERS = [f"{target}_{name}" for target, names in config.CLASSES.items() for name in names]
+COLUMNS = ["file", "face", "method", *BOX, "prob", *config.CLASSES, "ans", *ANSWERS]
 
-def list_photos(paths, ignored=None):
-    """The photos at paths, each once: files as named, and in or below folders, linked ones too, in
-    order of their names, every file with a photo's suffix except hidden ones and the path ignored;
-    and the files without one.
 
-    Raises InputError for a path that doesn't exist, and when there are no photos.
+def find_photos(paths, left_out, ignored=None):
+    """Yield the photos at paths, each once: files as named, and in or below folders, linked ones
+    too, in order of their names, every file with a photo's suffix except hidden ones and the path
+    ignored. Files without one are added to the list left_out.
+
+    Raises InputError, before the first photo, for a path that doesn't exist and without photos.
     """
-    ignored = ignored and os.path.realpath(ignored)
-    photos, left_out = {}, []
     for name in paths:
-        path = Path(name)
-        if not name or not (path.is_file() or path.is_dir()):
+        if not name or not os.path.exists(name):
             raise InputError(f"{name or 'an empty path'}: no such file or folder")
-        found, others = pick_photos(list_files(path)) if path.is_dir() else ([path], [])
-        for photo in found:
-            if photo == path or os.path.realpath(photo) != ignored:
-                photos[os.path.realpath(photo)] = photo
-        left_out += others
-    if not photos:
+    ignored = ignored and os.path.realpath(ignored)
+    folders, seen = set(), set()
+    for path in map(Path, paths):
+        for file in list_files(path, folders):
+            found, others = ([path], []) if file is path else pick_photos([file])
+            left_out += others
+            for photo in found:
+                real = os.path.realpath(photo)
+                # Of a path, its hash: of a million photos, that is all that is kept in memory.
+                if hash(real) not in seen and (photo is path or real != ignored):
+                    seen.add(hash(real))
+                    yield photo
+    if not seen:
         print_left_out(left_out)
         raise InputError(f"{', '.join(map(str, paths))}: no photos in it")
-    return list(photos.values()), left_out
 
 
-def list_files(folder):
-    """The files in and below a folder, without those in hidden folders, in order of their names.
-    Links to folders are followed, to each folder once.
+def list_files(path, seen):
+    """Yield path or, if it is a folder, the files in and below it in order of their names, without
+    hidden folders. Links to folders are followed, to each folder once; seen: a set of those known.
     """
-    files, seen = [], set()
-    # A folder that can't be read is in the list itself, and so left out with a word.
-    walk = os.walk(
-        folder, followlinks=True, onerror=lambda error: files.append(Path(error.filename))
-    )
-    for place, folders, names in walk:
-        new = os.path.realpath(place) not in seen
-        seen.add(os.path.realpath(place))
-        folders[:] = [name for name in folders if new and not name.startswith(".")]
-        files += [Path(place, name) for name in names if new]
-    return sorted(files)
+    inside = [iter([path])]  # of each folder on the way down, what is still to come
+    while inside:
+        path = next(inside[-1], None)
+        if path is None:
+            inside.pop()
+        elif not os.path.isdir(path):
+            yield path
+        elif len(inside) == 1 or not path.name.startswith("."):
+            real = os.path.realpath(path)
+            if real not in seen:
+                seen.add(real)
+                try:
+                    inside.append(map(path.joinpath, sorted(os.listdir(path))))
+                except OSError:  # left out with a word, as it can't be read
+                    yield path
 
 
 def crop_faces(args, photos, folder, settings, device, every=False):
     """Crop the largest face of each photo or, if every, all its faces, to files in folder.
 
-    args: from a parser with add_photo_arguments; photos: from list_photos; settings: the crop of a
+    args: from a parser with add_photo_arguments; photos: a list of paths; settings: the crop of a
     checkpoint. Returns a DataFrame, a row a face in the order of photos, with file, a name to show,
-    and the keys of crop_photos as columns.
-    Names the photos that can't be read on stderr, and raises InputError when none can.
+    and the keys of crop_photos as columns; and a line for each photo that is damaged.
     """
     # Photos of many sizes make many convolutions, of which oneDNN would keep 1024 in memory.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -93,35 +111,111 @@ def crop_faces(args, photos, folder, settings, device, every=False):
     rows = sorted(rows, key=lambda row: (order[row["photo"]], row["face"]))
     for row in rows:
         row["file"] = printable(str(row["photo"]))
-    faces = [row for row in rows if row["method"] != "bad"]
     damaged = [f"{row['file']}: {row['why']}" for row in rows if row["why"] and row["face"] == 1]
-    if not faces:
-        raise_problems("no readable photos", damaged)
-    print("".join(f"{line}\n" for line in damaged), end="", file=sys.stderr)
-    return pd.DataFrame(faces)
+    return pd.DataFrame([row for row in rows if row["method"] != "bad"]), damaged
 
 
-def end_with_bad(args, photos, faces):
-    """Exit with status 1, unless args.skip_bad, if some of photos aren't in faces."""
-    bad = len(photos) - faces["photo"].nunique()
-    if bad and not args.skip_bad:
-        print(f"{bad} of {len(photos)} photos can't be read", file=sys.stderr)
+def classify(args, photos, settings, members, views, device, precision):
+    """The table predictions.csv of a list of photos, with a column photo, their paths; and a line
+    for each photo that is damaged.
+
+    args: of main; settings: as for crop_faces; members, views: from build_members.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        faces, damaged = crop_faces(args, photos, Path(folder), settings, device, args.all_faces)
+        if faces.empty:
+            return pd.DataFrame(columns=[*COLUMNS, "photo"]), damaged
+        choose_kernels(args.deterministic)
+        crops = CropFiles(faces["crop"].tolist())
+        dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
+        loader = build_loader(dataset, args.batch_size, args.num_workers, device)
+        probs = predict(members, loader, device, precision)
+    labels = {target: probs[target].argmax(axis=1) for target in config.CLASSES}
+    for target, names in config.CLASSES.items():
+        faces[target] = np.array(names)[labels[target]]
+        faces[[f"{target}_{name}" for name in names]] = probs[target].round(6)
+    return faces.assign(ans=merge_labels(*labels.values()))[[*COLUMNS, "photo"]], damaged
+
+
+def append_rows(path, table):
+    """Append rows of classify to the table at path."""
+    try:
+        with open(path, "a", encoding="utf-8", newline="") as file:
+            table.to_csv(file, columns=COLUMNS, header=False, index=False, lineterminator="\n")
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be written ({error.strerror or error}); free space, then --resume"
+        ) from error
+
+
+def keep_finished(path, photos):
+    """Keep what a killed command wrote to path, but for its last photo, whose rows may not be all.
+
+    photos: an iterator, which goes on behind those that are kept. Returns how many these are, how
+    many of them have rows, how many rows have each method, and the photo of each of the first rows.
+    Raises InputError for another table, and for rows of a photo that is not in photos.
+    """
+    passed, methods, shown, good = 0, Counter(), [], 0
+    with open(path, encoding="utf-8", newline="") as old, atomic_write(path, "w") as new:
+        table, kept = csv.reader(old), csv.writer(new, lineterminator="\n")
+        if not ",".join(COLUMNS).startswith(",".join(next(table, []))):  # which may be cut off too
+            raise InputError(f"{path}: no table of ETC.predict; choose another --output")
+        kept.writerow(COLUMNS)
+        whole = (row for row in table if len(row) == len(COLUMNS))  # the last one may be cut off
+        groups = ([*rows] for _, rows in groupby(whole, lambda row: row[0]))
+        rows = next(groups, None)
+        while following := next(groups, None):
+            for photo in photos:
+                passed += 1
+                if printable(str(photo)) == rows[0][0]:
+                    break
+            else:
+                raise InputError(
+                    f"{path}: {rows[0][0]} is not among the photos, or in another order; start "
+                    "over without --resume"
+                )
+            kept.writerows(rows)
+            methods.update(row[2] for row in rows)
+            good += 1
+            shown += [photo] * len(rows) if good <= MAX_PHOTOS else []
+            rows = following
+    return passed, good, methods, shown
+
+
+def end_with_bad(args, photos, good):
+    """Exit with status 1, unless args.skip_bad, if some of so many photos aren't good."""
+    if photos > good and not args.skip_bad:
+        print(f"{photos - good} of {photos} photos can't be read", file=sys.stderr)
         sys.exit(1)
 
 
-def prediction_table(faces, probs):
-    """The table predictions.csv.
+def classify_all(args, photos, output, classify_chunk):
+    """Write the table of photos, an iterator, to output, a chunk at a time.
 
-    faces: from crop_faces; probs: {target: float (faces, classes)}.
+    classify_chunk: from a list of photos to what classify returns. Returns the number of photos, of
+    those that could be read, of rows by their method, and the photo of each of the first rows.
+    Names damaged photos on stderr. Raises InputError when none can be read.
     """
-    table = faces[["file", "face", "method", *BOX, "prob"]].copy()
-    labels = {target: probs[target].argmax(axis=1) for target in config.CLASSES}
-    for target, names in config.CLASSES.items():
-        table[target] = np.array(names)[labels[target]]
-    table["ans"] = merge_labels(*labels.values())
-    for target, names in config.CLASSES.items():
-        table[[f"{target}_{name}" for name in names]] = probs[target].round(6)
-    return table
+    count, good, methods, shown, damaged = 0, 0, Counter(), [], []
+    if args.resume and output.exists():
+        count, good, methods, shown = keep_finished(output, photos)
+        print(f"{output}: goes on after {count} photos")
+    else:
+        write_csv(output, pd.DataFrame(columns=COLUMNS))
+    with tqdm(desc="photos", initial=count, unit="photo", disable=progress_off()) as bar:
+        while chunk := list(islice(photos, CHUNK)):
+            table, lines = classify_chunk(chunk)
+            damaged += lines
+            append_rows(output, table)
+            shown += table["photo"].tolist() if good < MAX_PHOTOS else []
+            count, good = count + len(chunk), good + table["photo"].nunique()
+            methods.update(table["method"])
+            bar.update(len(chunk))
+            if good:
+                print("".join(f"{line}\n" for line in damaged), end="", file=sys.stderr)
+                damaged.clear()
+    raise_problems("no readable photos", damaged)
+    return count, good, methods, shown
 
 
 def main():
@@ -131,38 +225,54 @@ def main():
     backend = pick_backend(args.backend, device, precision)
     checkpoints = find_checkpoints(args.runs)
     output = Path(args.output)
-    sheet = output.parent / f"{output.stem}_sheet.png"
-    # Beside a table, this is an earlier sheet. Otherwise it is a photo, and must not be replaced.
-    photos, left_out = list_photos(args.photos, ignored=sheet if output.exists() else None)
+    sheet = output.with_name(f"{output.stem}_sheet.png")
+    # Beside a table, this is an earlier sheet. Otherwise it may be a photo, and must stay.
+    ignored = sheet if output.exists() else None
     inputs = [checkpoint["path"] for head in checkpoints.values() for checkpoint in head]
-    check_output(output, [".csv"], [*photos, *inputs], [sheet.name])
+    inputs += filter(os.path.isfile, args.photos)
+    folders = [os.path.realpath(path) for path in args.photos]
+    if sheet.exists() and not ignored:
+        inputs += [sheet] * any(sheet.resolve().is_relative_to(folder) for folder in folders)
+    left_out = []
+    photos = find_photos(args.photos, left_out, ignored)
+    photos = chain([next(photos)], photos)
+    check_output(output, [".csv"], inputs, [sheet.name])
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
+    if args.shard:
+        number, shards = args.shard
+        total = sum(1 for _ in find_photos(args.photos, [], ignored))
+        photos = islice(photos, total * (number - 1) // shards, total * number // shards)
 
-    with tempfile.TemporaryDirectory() as folder:
-        settings = checkpoints["mask"][0]["crop"]  # those of all heads
-        faces = crop_faces(args, photos, Path(folder), settings, device, args.all_faces)
-        choose_kernels(args.deterministic)
-        crops = CropFiles(faces["crop"].tolist())
-        dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
-        loader = build_loader(dataset, args.batch_size, args.num_workers, device)
-        probs = predict(members, loader, device, precision)
-    table = prediction_table(faces, probs)
-    write_csv(output, table)
-    with atomic_write(sheet) as file:
-        draw_sheet(table.assign(photo=faces["photo"])).save(file, "PNG")
-    count, missed = faces["photo"].nunique(), (faces["method"] == "center").sum()
-    again = (faces["method"] == SECOND_LOOK).sum()
-    print(f"{count} photos, {len(faces) - missed} faces ({again} found by the second look), "
-          f"{missed} photos without a face (cropped centrally) -> {output}, {sheet}")  # fmt: skip
-    if count > MAX_PHOTOS:
+    settings = checkpoints["mask"][0]["crop"]  # those of all heads
+    classify_chunk = partial(classify, args, settings=settings, members=members, views=views,
+                             device=device, precision=precision)  # fmt: skip
+    count, good, methods, shown = classify_all(args, photos, output, classify_chunk)
+    if shown:
+        table = pd.read_csv(output, nrows=len(shown), dtype={"file": str}, keep_default_na=False)
+        with atomic_write(sheet) as file:
+            draw_sheet(table.assign(photo=shown)).save(file, "PNG")
+    faces = methods.total() - methods["center"]
+    print(
+        f"{good} photos, {faces} faces ({methods[SECOND_LOOK]} found by the second look), "
+        f"{methods['center']} photos without a face (cropped centrally) -> {output}, {sheet}"
+    )
+    if good > MAX_PHOTOS:
         print(f"{sheet} shows the first {MAX_PHOTOS} photos")
     print_left_out(left_out)
-    end_with_bad(args, photos, faces)
+    end_with_bad(args, count, good)
+
+
+def shard(text):
+    """The argparse type of "3/16": (3, 16)."""
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text} is not K/N with whole numbers, K from 1 to N")
+    return int(match[1]), int(match[2])
 
 
 # fmt: off
 def add_photo_arguments(add):
-    """Add what list_photos and crop_faces need, with add, an add_argument method."""
+    """Add what find_photos and crop_faces need, with add, an add_argument method."""
     add("photos", nargs="+", metavar="PATH",
         help="photos, and folders that are searched for photos")
     add("--skip-bad", action="store_true",
@@ -179,6 +289,10 @@ def get_args_parser():
         help="the answers, with a contact sheet beside them (default: %(default)s)")
     add("--all-faces", action="store_true",
         help="classify every face of a photo (default: the largest)")
+    add("--resume", action="store_true",
+        help="go on with an --output that a killed command left (default: start over)")
+    add("--shard", type=shard, metavar="K/N",
+        help="classify the K-th of N equal shares of the photos, in their order (default: all)")
     cli.add_prediction_arguments(add)
     cli.add_precision_arguments(add)
     return parser
@@ -186,4 +300,4 @@ def get_args_parser():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "the same command with --resume goes on")

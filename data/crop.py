@@ -120,7 +120,8 @@ def crop_photos(photos, settings, device, args, every=False):
         generator=torch.Generator(),  # else it would change what training draws
     )
     results = crop(loader) if on_gpu else loader
-    for rows in tqdm(results, "crop", len(batches), unit="batch", disable=progress_off()):
+    bar = {"leave": None, "unit": "batch", "disable": progress_off()}  # vanishes below another bar
+    for rows in tqdm(results, "crop", len(batches), **bar):
         yield from rows
 
 

@@ -95,7 +95,8 @@ def predict(members, loader, device, precision):
     Returns {target: float64 array (N, classes)}.
     """
     batches = {target: [] for target in members}
-    for *views, _ in tqdm(loader, "predict", unit="batch", disable=progress_off()):
+    # leave=None: below another bar, it vanishes.
+    for *views, _ in tqdm(loader, "predict", leave=None, unit="batch", disable=progress_off()):
         views = [images.to(device, non_blocking=True) for images in views]
         for target, networks in members.items():
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):

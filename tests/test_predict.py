@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from conftest import FACES, assert_refused, run, run_ok
+from ETC import predict
 from ETC.sheet import COLORS, SIDE, draw_sheet
 
 
@@ -107,6 +108,75 @@ def test_bad_photos_are_named_or_left_out(classify, photo, runs_dir, tmp_path, m
     assert len(classify(folder, "--skip-bad")[0]) == 1
     refused = run(*command, "--skip-bad", "--num-workers", 0, folder / "broken.jpg")
     assert_refused(refused, "broken.jpg", "no readable photos")
+
+
+@pytest.fixture
+def crowd(sample_dir, tmp_path, monkeypatch):
+    """A folder of 7 photos, of which one has two faces and one can't be read."""
+    folder = tmp_path / "crowd"
+    folder.mkdir()
+    for number, file in enumerate(sorted((sample_dir / "eval/images").iterdir())[:5]):
+        shutil.copy(file, folder / f"{number}.jpg")
+    pair = Image.new("RGB", (768, 512))
+    for x, face in zip((0, 384), FACES):
+        pair.paste(Image.open(face).resize((384, 512)), (x, 0))
+    pair.save(folder / "2, pair.png")
+    (folder / "3 broken.jpg").write_bytes(b"no photo")
+    monkeypatch.setattr("ETC.predict.CHUNK", 2)
+    return folder
+
+
+def test_killed_command_goes_on(crowd, runs_dir, tmp_path, monkeypatch):
+    output = tmp_path / "out.csv"
+    command = ["-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0, "--all-faces",
+               "--output", output]  # fmt: skip
+    assert run(*command).returncode == 1  # for the broken photo
+    whole = output.read_text()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) == 8
+    for kept in (0, 1, 3, 4, 6, 8):
+        for torn in ("", lines[min(kept, 7)][:30]):
+            output.write_text("".join(lines[:kept]) + torn)
+            done = run(*command, "--resume")
+            assert done.returncode == 1, done.stderr
+            assert output.read_text() == whole
+            assert "6 photos, 7 faces" in done.stdout
+            assert done.stderr.endswith("1 of 7 photos can't be read\n")
+    (crowd / "0.jpg").rename(crowd / "gone.jpg")
+    assert_refused(run(*command, "--resume"), "0.jpg is not among the photos", "--resume")
+    assert output.read_text() == whole
+    output.write_text("a,b\n1,2\n")
+    assert_refused(run(*command, "--resume"), "out.csv", "no table of ETC.predict")
+    assert output.read_text() == "a,b\n1,2\n"
+
+
+def test_rows_are_written_as_they_come(crowd, runs_dir, tmp_path, monkeypatch):
+    output, rows = tmp_path / "out.csv", []
+
+    def count_rows(*args, **options):
+        rows.append(len(pd.read_csv(output)) if output.exists() else 0)
+        return classify(*args, **options)
+
+    classify = predict.classify
+    monkeypatch.setattr(predict, "classify", count_rows)
+    run("-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0, "--output", output)
+    assert rows == [0, 2, 4, 5]
+
+
+def test_shards_concatenate_to_the_whole(crowd, runs_dir, tmp_path):
+    command = ["-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0, "--output"]
+    (crowd / "3 broken.jpg").unlink()
+    run_ok(*command, tmp_path / "whole.csv")
+    parts = [tmp_path / f"part{number}.csv" for number in range(1, 10)]
+    for number, part in enumerate(parts, start=1):
+        run_ok(*command, part, "--shard", f"{number}/9")
+    whole = pd.read_csv(tmp_path / "whole.csv")
+    joined = pd.concat(map(pd.read_csv, parts), ignore_index=True)
+    assert joined["file"].tolist() == whole["file"].tolist()
+    # Batches of another size may round another way.
+    pd.testing.assert_frame_equal(joined, whole, check_dtype=False, rtol=0, atol=2e-6)
+    for wrong in ("0/3", "4/3", "1", "a/b"):
+        assert_refused(run(*command, tmp_path / "x.csv", "--shard", wrong), wrong, "K/N")
 
 
 def test_linked_folders_are_followed_once(classify, photo, tmp_path):
