@@ -67,7 +67,7 @@ def age_range(text):
 def read_names(folder):
     """Labels from names as in UTKFace: a table of strings, and the names that don't match."""
     rows, wrong = [], []
-    for path in pick_photos(list_files(folder))[0]:
+    for path in pick_photos(list_files(folder, set()))[0]:
         file = path.relative_to(folder).as_posix()
         if match := UTKFACE.match(path.name):
             age, gender, race = match.groups()

@@ -115,26 +115,27 @@ def crop_faces(args, photos, folder, settings, device, every=False):
     return pd.DataFrame([row for row in rows if row["method"] != "bad"]), damaged
 
 
-def classify(args, photos, settings, members, views, device, precision):
-    """The table predictions.csv of a list of photos, with a column photo, their paths; and a line
-    for each photo that is damaged.
+def classify(args, photos, folder, settings, members, views, device, precision):
+    """The table predictions.csv of a list of photos, with the columns photo and crop: their paths
+    and those of the faces, which are written to folder. And a line for each photo that is damaged.
 
-    args: of main; settings: as for crop_faces; members, views: from build_members.
+    args: as for crop_faces, with all_faces, batch_size and deterministic; settings: as for it too;
+    members, views: from build_members.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        faces, damaged = crop_faces(args, photos, Path(folder), settings, device, args.all_faces)
-        if faces.empty:
-            return pd.DataFrame(columns=[*COLUMNS, "photo"]), damaged
-        choose_kernels(args.deterministic)
-        crops = CropFiles(faces["crop"].tolist())
-        dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
-        loader = build_loader(dataset, args.batch_size, args.num_workers, device)
-        probs = predict(members, loader, device, precision)
+    columns = [*COLUMNS, "photo", "crop"]
+    faces, damaged = crop_faces(args, photos, folder, settings, device, args.all_faces)
+    if faces.empty:
+        return pd.DataFrame(columns=columns), damaged
+    choose_kernels(args.deterministic)
+    crops = CropFiles(faces["crop"].tolist())
+    dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
+    loader = build_loader(dataset, args.batch_size, args.num_workers, device)
+    probs = predict(members, loader, device, precision)
     labels = {target: probs[target].argmax(axis=1) for target in config.CLASSES}
     for target, names in config.CLASSES.items():
         faces[target] = np.array(names)[labels[target]]
         faces[[f"{target}_{name}" for name in names]] = probs[target].round(6)
-    return faces.assign(ans=merge_labels(*labels.values()))[[*COLUMNS, "photo"]], damaged
+    return faces.assign(ans=merge_labels(*labels.values()))[columns], damaged
 
 
 def append_rows(path, table):
@@ -192,9 +193,9 @@ def end_with_bad(args, photos, good):
 def classify_all(args, photos, output, classify_chunk):
     """Write the table of photos, an iterator, to output, a chunk at a time.
 
-    classify_chunk: from a list of photos to what classify returns. Returns the number of photos, of
-    those that could be read, of rows by their method, and the photo of each of the first rows.
-    Names damaged photos on stderr. Raises InputError when none can be read.
+    classify_chunk: classify of a list of photos and a folder. Returns the number of photos, of the
+    readable ones, of rows by their method, and the photo of each of the first rows. Names damaged
+    photos on stderr. Raises InputError when none can be read.
     """
     count, good, methods, shown, damaged = 0, 0, Counter(), [], []
     if args.resume and output.exists():
@@ -204,7 +205,8 @@ def classify_all(args, photos, output, classify_chunk):
         write_csv(output, pd.DataFrame(columns=COLUMNS))
     with tqdm(desc="photos", initial=count, unit="photo", disable=progress_off()) as bar:
         while chunk := list(islice(photos, CHUNK)):
-            table, lines = classify_chunk(chunk)
+            with tempfile.TemporaryDirectory() as folder:
+                table, lines = classify_chunk(chunk, Path(folder))
             damaged += lines
             append_rows(output, table)
             shown += table["photo"].tolist() if good < MAX_PHOTOS else []

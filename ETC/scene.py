@@ -14,7 +14,7 @@ from ETC.portrait import SHOTS
 # A face unit is the distance from the eyes to the mouth here, other than in ETC.canvas.
 # What has to be around the eyes for a photo to be cropped: to the sides, above and below.
 ROOM = (1.35, 1.1, 2.0)
-FACE_UNIT = (60, 110)  # px; the range that is drawn from
+FACE_UNIT = (62, 132)  # px; the range that is drawn from
 GRID = (FRAME[0] // 2, FRAME[1] // 2)  # what is drawn around a face is coarse
 MAX_FACE_UNIT = 140  # px, in a cropped photo
 MAX_ZOOM = 2
@@ -149,11 +149,13 @@ def complete(photo, points, rng):
     picture += 2 * grain(rng, *FRAME[::-1])
     # Fade out towards the border of the photo.
     edge = cv2.distanceTransform(cv2.copyMakeBorder(known, 1, 1, 1, 1, 0), cv2.DIST_L2, 3)
-    fade = rng.uniform(0.16, 0.34) if with_hair else rng.uniform(0.2, 0.5)
-    edge = smooth(edge[1:-1:2, 1:-1:2] / unit, 0, fade)
-    jaw = 1.5 - 0.55 * smooth(y, 0.7, 1.9)
-    roundness = np.abs(x / jaw) ** 3 + np.abs((y - 0.2) / 1.85) ** 3
-    alpha = cv2.resize(edge * (1 - smooth(roundness, 0.6, 1.3)), FRAME)
+    fade = rng.uniform(0.16, 0.34) if with_hair else rng.uniform(0.05, 0.5)
+    alpha = smooth(edge[1:-1:2, 1:-1:2] / unit, 0, fade)
+    if with_hair:
+        jaw = 1.5 - 0.55 * smooth(y, 0.7, 1.9)
+        roundness = np.abs(x / jaw) ** 3 + np.abs((y - 0.2) / 1.85) ** 3
+        alpha *= 1 - smooth(roundness, 0.6, 1.3)
+    alpha = cv2.resize(alpha, FRAME)
     picture += alpha[..., None] * (photo - picture)
     return np.clip(picture, 0, 255).astype(np.uint8), points
 
@@ -324,5 +326,5 @@ def draw_shots(photos, rng):
         how = misworn if shot == "incorrect_mask" else "worn"
         mask = None if shot == "normal" else choose_mask(rng, kinds[number])
         photo = shoot(image, points, mask, how, blur, rng)
-        result[shot] = photo, int(rng.integers(60, 96))
+        result[shot] = photo, int(rng.integers(50, 96))
     return result

@@ -19,6 +19,9 @@ except (ImportError, KeyError, OSError):
 if os.path.expanduser("~") == "~":
     os.environ["HOME"] = tempfile.mkdtemp()  # nobody else may write to it
 
+# ONNX Runtime would report its use to Microsoft.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # OpenMP's threads spin while they wait for each other, by default for milliseconds, and no other
 # process gets the core meanwhile; so many turns take some 20 microseconds (ETC/MACHINES.md).
 if "OMP_WAIT_POLICY" not in os.environ:

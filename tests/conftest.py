@@ -5,6 +5,7 @@ import importlib
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 os.environ.pop("MAG_CROP_DIR", None)  # else the tests' crops would go there
 
@@ -212,3 +215,18 @@ def pytest_unconfigure(config):
         reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports)
         lines = "; ".join(f"{count} ({reason})" for reason, count in reasons.items())
         print(f"skipped: {lines or 'nothing'}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not (binary and driver):  # Selenium would download one
+        pytest.skip("chromium and chromedriver are needed: apt install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options, Service(driver))
+    yield browser
+    browser.quit()

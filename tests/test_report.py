@@ -8,10 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from selenium import webdriver
 from selenium.common.exceptions import NoAlertPresentException
 from selenium.webdriver import ActionChains, Keys
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 from sklearn import metrics
@@ -122,21 +120,6 @@ def test_crops_elsewhere(finished_run, table, tmp_path):
     assert_refused(run("-m", "ETC.report", folder), "normal.jpg", "--data-dir", "data.crop")
     arguments = json.loads((finished_run / "config.json").read_text())
     run_ok("-m", "ETC.report", folder, "--data-dir", arguments["data_dir"])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    binary = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not (binary and driver):  # Selenium would download one
-        pytest.skip("chromium and chromedriver are needed: apt install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options, Service(driver))
-    yield browser
-    browser.quit()
 
 
 @pytest.fixture

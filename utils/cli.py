@@ -123,9 +123,13 @@ def add_data_arguments(add):
         help="go on without photos that can't be read (default: stop and name them)")
 
 
-def add_machine_arguments(add):
+def add_device_argument(add):
     add("--device", default=config.DEVICE,
         help="auto (the first GPU, else the CPU), cpu, cuda or cuda:1 (default: %(default)s)")
+
+
+def add_machine_arguments(add):
+    add_device_argument(add)
     add("--num-workers", type=natural_int, default=config.NUM_WORKERS,
         help="processes that read images (default: one per core, up to 4: %(default)s)")
 

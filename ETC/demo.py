@@ -1,0 +1,220 @@
+"""A page to try trained heads in the browser: `python -m ETC.demo`, then http://127.0.0.1:7860
+
+Drop photos or take one with the camera: the page shows the box of every face, the crop that the
+networks saw, and the probability of each class of each head. Photos are deleted within seconds, and
+nothing leaves the machine.
+"""
+
+import sys
+from pathlib import Path
+
+if __spec__ is None:  # started as a file, not by python -m
+    sys.path[0] = str(Path(__file__).parents[1])
+    import config  # before PyTorch
+
+import base64
+import contextlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import threading
+import time
+from functools import partial
+
+import cv2
+import jinja2
+from PIL import Image
+
+from config import config
+from data.crop import BOX, SECOND_LOOK
+from data.images import DAMAGE, load_image
+from ETC.predict import COLUMNS, classify
+from ETC.sheet import COLORS
+from models.inference import build_members, pick_backend
+from utils import cli
+from utils.checkpoint import find_checkpoints
+from utils.cli import InputError
+from utils.device import pick_device, pick_precision
+
+SHOWN_SIDE = 720  # px: the longer side of a photo on the page
+MAX_PHOTOS = 50  # at once
+MAX_FILE = "50mb"
+MAX_PIXELS = 60_000_000  # what 4 GiB of memory can take
+SECONDS = 10  # after which an upload is removed
+ABOUT = (
+    "# Mask, gender and age of faces\n"
+    "Gender and age are apparent ones, as somebody labelled the photos of other people that the "
+    "networks learned from; true ones they can't know. Photos stay on the machine that serves this "
+    "page, and are deleted within seconds."
+)
+
+
+def too_large(path):
+    """Whether the image at path has more than MAX_PIXELS; False if that can't be read."""
+    try:
+        with Image.open(path) as image:
+            return image.width * image.height > MAX_PIXELS
+    except DAMAGE:
+        return False
+
+
+def draw_boxes(path, faces):
+    """The photo at path with the boxes of its rows of classify's table: a JPEG file, bytes."""
+    photo = load_image(path)
+    zoom = SHOWN_SIDE / max(photo.shape[:2])
+    size = [max(1, round(zoom * side)) for side in photo.shape[1::-1]]
+    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+    photo = cv2.resize(photo, size, interpolation=how)
+    for face in faces:
+        x0, y0, x1, y1 = (round(zoom * face[name]) for name in BOX)
+        color = [int(COLORS[face["mask"]][start : start + 2], 16) for start in (1, 3, 5)]
+        cv2.rectangle(photo, (x0, y0), (x1, y1), (255, 255, 255), 4)
+        cv2.rectangle(photo, (x0, y0), (x1, y1), color, 2)
+        number = str(face["face"]), (x0 + 6, y0 + 24), cv2.FONT_HERSHEY_SIMPLEX, 0.8
+        cv2.putText(photo, *number, (255, 255, 255), 5, cv2.LINE_AA)
+        cv2.putText(photo, *number, color, 2, cv2.LINE_AA)
+    return cv2.imencode(".jpg", photo[..., ::-1])[1].tobytes()
+
+
+def encode(content):
+    return base64.b64encode(content).decode()
+
+
+def describe(path, faces):
+    """What demo.html shows of a photo; faces: its rows of classify's table."""
+    for face in faces:
+        face["kind"] = "image/png" if face["crop"].suffix == ".png" else "image/jpeg"
+        face["pixels"] = encode(face["crop"].read_bytes())
+        face["heads"] = [
+            [(name, face[f"{target}_{name}"], name == face[target]) for name in names]
+            for target, names in config.CLASSES.items()
+        ]
+    return {"name": path.name, "pixels": encode(draw_boxes(path, faces)), "faces": faces}
+
+
+def answer(paths, classify_photos, template):
+    """The answers for the photos at paths as HTML.
+
+    classify_photos: classify of a list of photos and a folder; template: of demo.html.
+    """
+    large = [path for path in paths if too_large(path)]
+    problems = [f"{path.name}: more than {MAX_PIXELS // 10**6} megapixels" for path in large]
+    if len(paths) > MAX_PHOTOS:
+        problems.append(f"{len(paths)} photos: the first {MAX_PHOTOS} are answered")
+    wanted = [path for path in paths if path not in large][:MAX_PHOTOS]
+    with tempfile.TemporaryDirectory() as folder:
+        table, damaged = classify_photos(wanted, Path(folder))
+        groups = table.groupby("photo", sort=False)
+        photos = [describe(path, rows.to_dict("records")) for path, rows in groups]
+    for line in damaged:
+        for path in wanted:
+            line = line.replace(str(path), path.name)
+        problems.append(line)
+    table["file"] = [path.name for path in table["photo"]]
+    csv = encode(table.to_csv(columns=COLUMNS, index=False, lineterminator="\n").encode())
+    return template.render(photos=photos, problems=problems, csv=csv, second_look=SECOND_LOOK)
+
+
+def sweep(folder):
+    """Remove what was uploaded to folder and hasn't changed for SECONDS, for ever."""
+    while True:
+        time.sleep(SECONDS / 4)
+        for path in Path(folder).iterdir():
+            with contextlib.suppress(OSError):  # an upload that is just being moved
+                if time.time() - path.stat().st_mtime > SECONDS:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def build_page(answer_photos):
+    """The page, a gradio.Blocks; answer_photos: from a list of paths to HTML."""
+    import gradio
+
+    one_at_a_time = threading.Lock()
+
+    def respond(uploads):
+        """The answers, and None: the upload vanishes from the page too."""
+        uploads = uploads if isinstance(uploads, list) else [uploads] if uploads else []
+        with tempfile.TemporaryDirectory() as folder:
+            paths = []
+            for number, upload in enumerate(map(Path, uploads)):
+                # At once, before sweep comes; and two visitors' copies of a photo are one file.
+                path = Path(folder, str(number), upload.name)
+                path.parent.mkdir()
+                shutil.copyfile(upload, path)
+                paths.append(path)
+            with one_at_a_time:
+                return answer_photos(paths) if paths else "", None
+
+    with gradio.Blocks(analytics_enabled=False, title="Mask, gender, age") as page:
+        gradio.Markdown(ABOUT)
+        with gradio.Row():
+            files = gradio.File(label="Photos", file_count="multiple", height=220)
+            camera = gradio.Image(label="Camera", sources=["webcam"], type="filepath", height=220)
+        answers = gradio.HTML()
+        for source, event in ((files, files.upload), (camera, camera.input)):
+            outputs = [answers, source]
+            event(respond, source, outputs, api_visibility="private", concurrency_limit=None)
+    return page
+
+
+def serve(page, host, port):
+    """Serve the page until Ctrl-C. Raises InputError when the port is taken."""
+    import gradio
+
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    try:
+        page.launch(
+            server_name=host, server_port=port, max_file_size=MAX_FILE, theme=theme,
+            footer_links=[], share=False, quiet=True, prevent_thread_lock=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: in use; choose another port") from error
+    print(f"http://{host}:{port} - end with Ctrl-C", flush=True)
+    page.block_thread()
+
+
+def main():
+    args = get_args_parser().parse_args()
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("gradio: not installed; python -m pip install -r requirements-look.txt")
+    device = pick_device(args.device)
+    precision = pick_precision(args.precision, device)
+    backend = pick_backend(args.backend, device, precision)
+    checkpoints = find_checkpoints(args.runs)
+    members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
+    # For a photo at a time, worker processes would take longer to start than to work.
+    args.num_workers, args.crop_batch_size, args.all_faces = 0, None, True
+    settings = checkpoints["mask"][0]["crop"]  # those of all heads
+    classify_photos = partial(classify, args, settings=settings, members=members, views=views,
+                              device=device, precision=precision)  # fmt: skip
+    source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True).from_string(source)
+    answer_photos = partial(answer, classify_photos=classify_photos, template=template)
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder, "first.png")  # everything is loaded before the first visitor comes
+        Image.new("RGB", (64, 64)).save(first)
+        answer_photos([first])
+        first.unlink()
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False",
+                       "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
+        threading.Thread(target=sweep, args=[folder], daemon=True).start()
+        serve(build_page(answer_photos), args.host, args.port)
+
+
+# fmt: off
+def get_args_parser():
+    parser = cli.ArgumentParser("python -m ETC.demo", description="A page to try trained heads.")
+    add = parser.add_argument
+    add("--host", default="127.0.0.1",
+        help="address to listen at; 0.0.0.0: open to other machines (default: %(default)s)")
+    add("--port", type=cli.positive_int, default=7860, help="port (default: %(default)s)")
+    cli.add_prediction_arguments(add)
+    cli.add_device_argument(add)
+    cli.add_precision_arguments(add)
+    return parser
+# fmt: on
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,183 @@
+"""ETC.demo in a browser: answers, two visitors, hostile uploads, and that nothing is kept."""
+
+import base64
+import io
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from selenium.webdriver.common.by import By
+
+from conftest import FACES, ROOT, assert_refused, run, run_ok
+from ETC import demo
+
+pytest.importorskip("gradio")
+
+
+@pytest.fixture(scope="module")
+def address(runs_dir, tmp_path_factory):
+    """The address of a running demo, whose uploads go below the folder next to it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("uploads")
+    command = [sys.executable, "-m", "ETC.demo", "--runs", runs_dir, "--port", str(port)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": folder}
+    )
+    line = process.stdout.readline()
+    assert line.startswith(f"http://127.0.0.1:{port} ")
+    yield f"http://127.0.0.1:{port}", folder
+    process.terminate()
+    process.wait(30)
+
+
+def visit(browser, address):
+    browser.get(address)
+    wait_for(browser, "input[type=file]")
+
+
+def wait_for(browser, selector, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := browser.find_elements(By.CSS_SELECTOR, selector)):
+        assert time.monotonic() < end, browser.find_element(By.TAG_NAME, "body").text
+        time.sleep(0.05)
+    return found
+
+
+def upload(browser, *paths):
+    browser.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys("\n".join(map(str, paths)))
+
+
+def table_of(browser):
+    """The CSV that the page offers."""
+    [link] = wait_for(browser, ".mag-csv")
+    content = link.get_attribute("href").partition("base64,")[2]
+    return pd.read_csv(io.BytesIO(base64.b64decode(content)))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A photo with two faces, one of 12 megapixels with one, and their names."""
+    picture = Image.new("RGB", (900, 600), "gray")
+    for x, face in zip((20, 480), FACES):
+        picture.paste(Image.open(face).resize((384, 512)), (x, 40))
+    picture.save(tmp_path / "pair <b>.png")
+    Image.open(FACES[0]).resize((3000, 4000)).save(tmp_path / "large.jpg")
+    return [tmp_path / "pair <b>.png", tmp_path / "large.jpg"]
+
+
+def test_answers_are_those_of_predict(browser, address, pair, runs_dir, tmp_path):
+    url, _ = address
+    run_ok("-m", "ETC.predict", *pair, "--runs", runs_dir, "--all-faces", "--num-workers", 0,
+           "--output", tmp_path / "out.csv")  # fmt: skip
+    expected = pd.read_csv(tmp_path / "out.csv")
+    expected["file"] = [re.sub("[<>]", "", Path(file).name) for file in expected["file"]]
+    visit(browser, url)
+    upload(browser, *pair)
+    pd.testing.assert_frame_equal(table_of(browser), expected, rtol=0, atol=2e-6)
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".mag article")) == 2
+    faces = browser.find_elements(By.CSS_SELECTOR, ".mag .face")
+    assert len(faces) == len(expected) == 3
+    for face, row in zip(faces, expected.to_dict("records")):
+        answers = [element.text for element in face.find_elements(By.CSS_SELECTOR, "dt.answer")]
+        assert answers == [row["mask"], row["gender"], row["age"]]
+        shown = [cell.text for cell in face.find_elements(By.CSS_SELECTOR, ".number")]
+        assert shown == [f"{100 * row[name]:.1f} %" for name in demo.COLUMNS[-8:]]
+    # All pictures are there, and came from nowhere else.
+    script = "return [...document.querySelectorAll('.mag img')].map(image => image.naturalWidth)"
+    assert min(browser.execute_script(script)) > 20
+    script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    assert all(name.startswith((url, "data:")) for name in browser.execute_script(script))
+    wait_for(browser, "input[type=file]")  # for the next photo
+
+
+def test_two_visitors_at_once(browser, address):
+    url, _ = address
+    tabs = [browser.current_window_handle]
+    browser.switch_to.new_window("tab")
+    tabs.append(browser.current_window_handle)
+    for tab in tabs:
+        browser.switch_to.window(tab)
+        visit(browser, url)
+    for files in ([FACES[0]], [FACES[1], FACES[0]]):  # one of them the same
+        browser.switch_to.window(tabs[len(files) - 1])
+        upload(browser, *files)
+    for tab, files in zip(tabs, ([FACES[0]], [FACES[1], FACES[0]])):
+        browser.switch_to.window(tab)
+        assert set(table_of(browser)["file"]) == {path.name for path in files}
+    browser.close()
+    browser.switch_to.window(tabs[0])
+
+
+def test_hostile_uploads_get_a_sentence(browser, address, tmp_path):
+    url, folder = address
+    (tmp_path / "page.jpg").write_text("<script>alert(1)</script>")
+    (tmp_path / "cut.jpg").write_bytes(FACES[0].read_bytes()[:500])
+    (tmp_path / "nothing.png").touch()
+    Image.new("1", (9000, 8000)).save(tmp_path / "bomb.png")
+    names = ["page.jpg", "cut.jpg", "nothing.png", "bomb.png"]
+    visit(browser, url)
+    upload(browser, *(tmp_path / name for name in names), FACES[2])
+    lines = [element.text for element in wait_for(browser, ".mag .bad")]
+    assert len(lines) == 4
+    for name in names:
+        [line] = [line for line in lines if line.startswith(f"{name}: ")]
+        assert ("megapixels" if name == "bomb.png" else "not a readable image") in line
+        assert "Traceback" not in line
+        assert str(folder) not in line
+    assert table_of(browser)["file"].tolist() == [FACES[2].name]
+    visit(browser, url)
+    upload(browser, tmp_path / "cut.jpg")  # nothing else
+    wait_for(browser, ".mag .bad")
+    assert not browser.find_elements(By.CSS_SELECTOR, ".mag-csv")
+
+
+def test_large_upload_is_refused(address):
+    url, _ = address
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+    body = head + bytes(60_000_000) + b"\r\n--x--\r\n"
+    request = urllib.request.Request(f"{url}/gradio_api/upload", body)
+    request.add_header("Content-Type", "multipart/form-data; boundary=x")
+    with pytest.raises(urllib.error.URLError):  # an HTTP error, or a reset before all is sent
+        urllib.request.urlopen(request)
+    with urllib.request.urlopen(url) as page:
+        assert page.status == 200
+
+
+def test_nothing_is_kept(browser, address):
+    url, folder = address
+    visit(browser, url)
+    upload(browser, FACES[3])
+    assert table_of(browser)["file"].tolist() == [FACES[3].name]
+    end = time.monotonic() + demo.SECONDS + 20
+    while found := [path for path in folder.rglob("*") if path.is_file()]:  # of all tests above
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
+
+
+def test_refused(address, runs_dir, tmp_path):
+    port = address[0].rpartition(":")[2]
+    refused = run("-m", "ETC.demo", "--runs", runs_dir, "--port", port)
+    assert_refused(refused, f"--port {port}", "in use")
+    assert_refused(run("-m", "ETC.demo", "--runs", tmp_path / "none"), "none", "best.pth")
+
+
+def test_boxes_are_drawn_where_the_table_has_them():
+    row = {"face": 1, "mask": "normal", "x0": 96, "y0": 128, "x1": 288, "y1": 384}
+    picture = np.asarray(Image.open(io.BytesIO(demo.draw_boxes(FACES[0], [row])))).astype(int)
+    zoom = picture.shape[0] / Image.open(FACES[0]).height
+    assert picture.shape[0] == demo.SHOWN_SIDE
+    green = [int(demo.COLORS["normal"][start : start + 2], 16) for start in (1, 3, 5)]
+    ys, xs = np.nonzero(np.abs(picture - green).sum(2) < 40)
+    assert np.ptp(xs) == pytest.approx(192 * zoom, abs=4)
+    assert np.ptp(ys) == pytest.approx(256 * zoom, abs=4)
