@@ -282,7 +282,7 @@ def place(points, how, rng):
     nose = float((points[2] - eyes) @ down / (down @ down))
     half = rng.uniform(0.95, 1.26)
     if how == "worn":
-        top, bottom = min(rng.uniform(0.2, 0.54), nose - 0.1), rng.uniform(1.76, 2.36)
+        top, bottom = min(rng.uniform(0.2, 0.58), nose - 0.08), rng.uniform(1.76, 2.36)
     elif how == "nose":
         top, bottom = max(rng.uniform(0.78, 1.1), nose + 0.18), rng.uniform(1.85, 2.4)
     elif how == "chin":

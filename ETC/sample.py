@@ -71,7 +71,8 @@ def mask_person(person, folder, seed):
     rng = np.random.default_rng(person_seed(seed, person["id"]))
     chosen = rng.permutation(len(person["photos"]))[: len(SHOTS)]
     photos = [person["photos"][number] for number in chosen]
-    shots = draw_shots([(load_image(folder / file), points) for file, points in photos], rng)
+    photos = [(load_image(folder / file), points) for file, points in photos]
+    shots = draw_shots(photos, person["gender"] == "male", rng)
     files = {shot: encode(photo, quality) for shot, (photo, quality) in shots.items()}
     return person["gender"], person["race"], person["age"], files
 

@@ -9,6 +9,7 @@ import numpy as np
 from ETC.canvas import FRAME, HEIGHT, MARGIN, MIRROR, WIDTH, arc, symmetric
 from ETC.faces import face_frame
 from ETC.masks import CHANCES, KINDS, MISWORN, any_colour, choose_mask, face_light, grain, wear
+from ETC.occluders import occlude
 from ETC.portrait import SHOTS
 
 # A face unit is the distance from the eyes to the mouth here, other than in ETC.canvas.
@@ -205,7 +206,7 @@ def draw_body(scene, skin, side, lean, rng):
     shade = 1 - 0.34 * smooth(np.abs(x) / neck, 0.3, 1.1) + np.float32(side) * x
     shade *= 0.76 + 0.24 * smooth(y, 1.8, 2.5)  # the shadow of the chin
     # Some clothes reach up to the chin, where a mask may hang too.
-    shoulder, drop = rng.uniform(1.9, 2.5), rng.uniform(1.8, 2.6)
+    shoulder, drop = rng.uniform(1.9, 2.5), rng.uniform(1.5, 2.6)
     half = ((0, 0.9), (neck, 0.9), (neck * 0.96, 1.9), (neck + 0.3, 2.2), (shoulder, 2.8))
     outline = np.add(symmetric(*half, (shoulder, 9), (0, 9)), (lean, 0))
     scene.paint(outline, skin * shade[..., None], 1.0)
@@ -286,9 +287,9 @@ def draw_forehead(scene, photo, seen, shift, rng):
     scene.paint(outline, colours * shade[..., None], 0.06 * scene.unit)
 
 
-def shoot(image, points, mask, how, blur, rng):
+def shoot(image, points, mask, how, male, blur, rng):
     """One shot, uint8 RGB (HEIGHT, WIDTH, 3), of what portrait returns: moved a little, in a light
-    of its own. mask: from choose_mask, or None; how and blur: as of wear.
+    of its own. mask: from choose_mask, or None; how and blur: as of wear; male: as of occlude.
     """
     centre = points.mean(0)
     matrix = cv2.getRotationMatrix2D(centre, rng.uniform(-6, 6), rng.uniform(0.92, 1.1))
@@ -297,6 +298,7 @@ def shoot(image, points, mask, how, blur, rng):
     points = points @ matrix[:, :2].T + matrix[:, 2]
     if mask is not None:
         wear(photo, points, mask, how, blur, face_light(photo, points), rng)
+    occlude(photo, points, mask is not None, male, blur, rng)
     # Contrast around grey, saturation and temperature, in one matrix.
     gain = rng.uniform(0.86, 1.14) * (1 + rng.normal(0, 0.035) * np.array([1, 0, -1]))
     saturation, contrast = rng.uniform(0.82, 1.15), rng.uniform(0.9, 1.12)
@@ -314,7 +316,7 @@ def shoot(image, points, mask, how, blur, rng):
     return photo
 
 
-def draw_shots(photos, rng):
+def draw_shots(photos, male, rng):
     """{shot: (photo, JPEG quality)} of a person's photos, [(uint8 RGB, landmarks)]."""
     used = [portrait(*photo, rng) for photo in photos]
     kinds = rng.choice(list(KINDS), 5, replace=False, p=CHANCES).tolist()
@@ -325,6 +327,6 @@ def draw_shots(photos, rng):
         image, points, blur = used[number % len(used)]
         how = misworn if shot == "incorrect_mask" else "worn"
         mask = None if shot == "normal" else choose_mask(rng, kinds[number])
-        photo = shoot(image, points, mask, how, blur, rng)
+        photo = shoot(image, points, mask, how, male, blur, rng)
         result[shot] = photo, int(rng.integers(50, 96))
     return result
