@@ -27,6 +27,7 @@ import jinja2
 from PIL import Image
 
 from config import config
+from data.augment import resize
 from data.crop import BOX, SECOND_LOOK
 from data.images import DAMAGE, load_image
 from ETC.predict import COLUMNS, classify
@@ -61,11 +62,12 @@ def too_large(path):
 
 def draw_boxes(path, faces):
     """The photo at path with the boxes of its rows of classify's table: a JPEG file, bytes."""
-    photo = load_image(path)
-    zoom = SHOWN_SIDE / max(photo.shape[:2])
-    size = [max(1, round(zoom * side)) for side in photo.shape[1::-1]]
-    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-    photo = cv2.resize(photo, size, interpolation=how)
+    with Image.open(path) as image:
+        zoom = SHOWN_SIDE / max(image.size)
+    photo = load_image(path, SHOWN_SIDE)
+    height, width = photo.shape[:2]
+    size = [max(1, round(SHOWN_SIDE * side / max(width, height))) for side in (width, height)]
+    photo = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
     for face in faces:
         x0, y0, x1, y1 = (round(zoom * face[name]) for name in BOX)
         color = [int(COLORS[face["mask"]][start : start + 2], 16) for start in (1, 3, 5)]
@@ -74,6 +76,11 @@ def draw_boxes(path, faces):
         number = str(face["face"]), (x0 + 6, y0 + 24), cv2.FONT_HERSHEY_SIMPLEX, 0.8
         cv2.putText(photo, *number, (255, 255, 255), 5, cv2.LINE_AA)
         cv2.putText(photo, *number, color, 2, cv2.LINE_AA)
+    return jpeg(photo)
+
+
+def jpeg(photo):
+    """A JPEG file, bytes, of a uint8 RGB array."""
     return cv2.imencode(".jpg", photo[..., ::-1])[1].tobytes()
 
 
@@ -81,11 +88,10 @@ def encode(content):
     return base64.b64encode(content).decode()
 
 
-def describe(path, faces):
-    """What demo.html shows of a photo; faces: its rows of classify's table."""
+def describe(path, faces, side):
+    """What demo.html shows of a photo; faces: its rows of classify's table; side: of each, in px."""
     for face in faces:
-        face["kind"] = "image/png" if face["crop"].suffix == ".png" else "image/jpeg"
-        face["pixels"] = encode(face["crop"].read_bytes())
+        face["pixels"] = encode(jpeg(resize(load_image(face["crop"], side), side)))
         face["heads"] = [
             [(name, face[f"{target}_{name}"], name == face[target]) for name in names]
             for target, names in config.CLASSES.items()
@@ -93,10 +99,11 @@ def describe(path, faces):
     return {"name": path.name, "pixels": encode(draw_boxes(path, faces)), "faces": faces}
 
 
-def answer(paths, classify_photos, template):
+def answer(paths, classify_photos, side, template):
     """The answers for the photos at paths as HTML.
 
-    classify_photos: classify of a list of photos and a folder; template: of demo.html.
+    classify_photos: classify of a list of photos and a folder; side: of the networks' input, in px;
+    template: of demo.html.
     """
     large = [path for path in paths if too_large(path)]
     problems = [f"{path.name}: more than {MAX_PIXELS // 10**6} megapixels" for path in large]
@@ -106,7 +113,7 @@ def answer(paths, classify_photos, template):
     with tempfile.TemporaryDirectory() as folder:
         table, damaged = classify_photos(wanted, Path(folder))
         groups = table.groupby("photo", sort=False)
-        photos = [describe(path, rows.to_dict("records")) for path, rows in groups]
+        photos = [describe(path, rows.to_dict("records"), side) for path, rows in groups]
     for line in damaged:
         for path in wanted:
             line = line.replace(str(path), path.name)
@@ -190,7 +197,8 @@ def main():
                               device=device, precision=precision)  # fmt: skip
     source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True).from_string(source)
-    answer_photos = partial(answer, classify_photos=classify_photos, template=template)
+    side = max(side for side, _ in views)
+    answer_photos = partial(answer, classify_photos=classify_photos, side=side, template=template)
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder, "first.png")  # everything is loaded before the first visitor comes
         Image.new("RGB", (64, 64)).save(first)

@@ -41,9 +41,27 @@ def light(A):
     return [A.HorizontalFlip(p=0.5), move, brightness]
 
 
+def wide(A):
+    """Other places, sizes, colours and qualities than one source of photos has: a network that sees
+    these doesn't know a drawn mask by its edges.
+    """
+    limits = {"scale": (0.75, 1.3), "translate_percent": (-0.12, 0.12), "rotate": (-20, 20)}
+    move = A.Affine(**limits, border_mode=cv2.BORDER_REPLICATE, p=0.9)
+    light = A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.6)
+    shift = A.RGBShift((-20, 20), (-20, 20), (-20, 20))
+    colour = A.OneOf([A.HueSaturationValue(15, 40, 20), shift, A.ToGray()], p=0.5)
+    coarse = A.Downscale(scale_range=(0.25, 0.8))
+    blur = A.OneOf(
+        [A.GaussianBlur(sigma_limit=(0.3, 2.0)), coarse, A.MotionBlur(blur_limit=5)], p=0.4
+    )
+    quality = A.ImageCompression(quality_range=(30, 95), p=0.4)
+    noise = A.GaussNoise(**NOISE, p=0.3)
+    return [A.HorizontalFlip(p=0.5), move, light, colour, blur, quality, noise]
+
+
 # Functions of albumentations, whose import takes a second.
 AUGMENTATIONS = {"none": lambda A: [], "mask": for_mask, "age": for_age, "gender": for_gender,
-                 "light": light}  # fmt: skip
+                 "light": light, "wide": wide}  # fmt: skip
 
 
 def build_augmentation(name):

@@ -73,9 +73,11 @@ def orientation(image):
     return value if value in UPRIGHT else 1
 
 
-def decode(file):
+def decode(file, side=None):
     """The pixels of an image file, as load_image returns them, and its format and mode."""
     with Image.open(file) as image:
+        if side is not None:
+            image.draft(None, (side, side))
         if not image.width * image.height:
             raise ValueError("it has no pixels")
         kind = f"{image.format} {image.mode}"
@@ -87,7 +89,7 @@ def decode(file):
             image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
         elif "transparency" in image.info:
             image = image.convert("RGBA")
-        return np.array(image.convert("RGB")), kind
+        return np.array(image if image.mode == "RGB" else image.convert("RGB")), kind
 
 
 def png_without_metadata(png):
@@ -140,12 +142,12 @@ def decode_damaged(path, error):
     return pixels, kind, "the file lacks its end, but all pixels are there"
 
 
-def read_image(path):
-    """load_image(path), or None; the format and mode, such as "JPEG RGB", or None; and what is
-    damaged, or None.
+def read_image(path, side=None):
+    """load_image(path, side), or None; the format and mode, such as "JPEG RGB", or None; and what
+    is damaged, or None.
     """
     try:
-        return *decode(path), None
+        return *decode(path, side), None
     except DAMAGE as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise  # the machine's fault, not the photo's
@@ -160,12 +162,14 @@ def read_image(path):
             return None, None, f"not a readable image ({why}){hint}"
 
 
-def load_image(path):
+def load_image(path, side=None):
     """The photo at path, upright, as a uint8 RGB array (H, W, 3). Raises InputError.
 
-    Any format, colour mode and depth that Pillow reads; of an animation, the first frame.
+    Any format, colour mode and depth that Pillow reads; of an animation, the first frame. side: a
+    JPEG file may come at a half, a quarter or an eighth of its size, if that has so many pixels
+    each way, which is several times as fast.
     """
-    image, _, damage = read_image(path)
+    image, _, damage = read_image(path, side)
     if image is None:
         raise InputError(f"{path}: {damage}")
     return image

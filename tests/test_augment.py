@@ -15,6 +15,10 @@ SHARES = {
     "age": {"Rotate": 0.5, "RandomGridShuffle": 0.25, "Perspective": 0.25, "GaussNoise": 0.5},
     "gender": {"Rotate": 0.5, "Perspective": 0.5, "GaussNoise": 0.5},
     "light": {"HorizontalFlip": 0.5, "Affine": 0.8, "RandomBrightnessContrast": 0.5},
+    "wide": {"HorizontalFlip": 0.5, "Affine": 0.9, "RandomBrightnessContrast": 0.6,
+             "HueSaturationValue": 1 / 6, "RGBShift": 1 / 6, "ToGray": 1 / 6,
+             "GaussianBlur": 0.4 / 3, "Downscale": 0.4 / 3, "MotionBlur": 0.4 / 3,
+             "ImageCompression": 0.4, "GaussNoise": 0.3},
 }  # fmt: skip
 
 

@@ -27,6 +27,17 @@ def test_photos_of_every_orientation_are_upright(tmp_path, orientation):
         assert np.array_equal(load_image(tmp_path / name), expected)
 
 
+def test_a_large_jpeg_may_come_smaller(tmp_path):
+    photo = Image.fromarray(np.linspace(0, 255, 800 * 600).reshape(800, 600).astype(np.uint8))
+    for name in ("a.jpg", "a.png"):
+        photo.save(tmp_path / name)
+    assert load_image(tmp_path / "a.png", 150).shape == (800, 600, 3)
+    for side, size in ((150, (200, 150)), (151, (400, 300)), (601, (800, 600))):
+        image = load_image(tmp_path / "a.jpg", side)
+        assert image.shape == (*size, 3)
+        assert abs(image.astype(int) - np.asarray(photo.resize(size[::-1]))[..., None]).max() < 9
+
+
 def photo_files():
     """Photos, dark above and bright below, in the formats and modes that photos come in: [(format,
     mode, bytes)].
