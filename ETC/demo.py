@@ -89,7 +89,7 @@ def encode(content):
 
 
 def describe(path, faces, side):
-    """What demo.html shows of a photo; faces: its rows of classify's table; side: of each, in px."""
+    """What demo.html shows of a photo; faces: its rows of classify's table; side: of each, px."""
     for face in faces:
         face["pixels"] = encode(jpeg(resize(load_image(face["crop"], side), side)))
         face["heads"] = [

@@ -64,7 +64,7 @@ BEST = {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"}
 RECIPES = {
     "seed": {"mask": {}, "gender": {}, "age": {}},
     "best": {
-        "mask": {},  # what helps the other heads changes nothing in this one
+        "mask": {"augment": "wide"},
         "gender": BEST,
         "age": {**BEST, "loss": "age_distribution"},
     },
