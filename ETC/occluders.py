@@ -128,8 +128,8 @@ def draw_beard(layer, soft, rng):
 
 
 # The chance of each before a bare face, and over a mask or beside it.
-OCCLUDERS = {draw_hand: (0.13, 0.04), draw_cup: (0.08, 0), draw_scarf: (0.13, 0.06)}
-BEARD = 0.1  # the chance before a man's bare face
+OCCLUDERS = {draw_hand: (0.05, 0.02), draw_cup: (0.03, 0), draw_scarf: (0.06, 0.03)}
+BEARD = 0.06  # the chance before a man's bare face
 
 
 def occlude(photo, points, masked, male, soft, rng):
