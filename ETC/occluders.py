@@ -128,7 +128,7 @@ def draw_beard(layer, soft, rng):
 
 
 # The chance of each before a bare face, and over a mask or beside it.
-OCCLUDERS = {draw_hand: (0.05, 0.02), draw_cup: (0.03, 0), draw_scarf: (0.06, 0.03)}
+OCCLUDERS = {draw_hand: (0.05, 0.02), draw_cup: (0.03, 0), draw_scarf: (0.03, 0.02)}
 BEARD = 0.06  # the chance before a man's bare face
 
 

@@ -206,7 +206,7 @@ def draw_body(scene, skin, side, lean, rng):
     shade = 1 - 0.34 * smooth(np.abs(x) / neck, 0.3, 1.1) + np.float32(side) * x
     shade *= 0.76 + 0.24 * smooth(y, 1.8, 2.5)  # the shadow of the chin
     # Some clothes reach up to the chin, where a mask may hang too.
-    shoulder, drop = rng.uniform(1.9, 2.5), rng.uniform(1.5, 2.6)
+    shoulder, drop = rng.uniform(1.9, 2.5), rng.uniform(1.7, 2.6)
     half = ((0, 0.9), (neck, 0.9), (neck * 0.96, 1.9), (neck + 0.3, 2.2), (shoulder, 2.8))
     outline = np.add(symmetric(*half, (shoulder, 9), (0, 9)), (lean, 0))
     scene.paint(outline, skin * shade[..., None], 1.0)
