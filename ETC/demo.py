@@ -176,7 +176,10 @@ def serve(page, host, port):
             footer_links=[], share=False, quiet=True, prevent_thread_lock=True,
         )  # fmt: skip
     except OSError as error:
-        raise InputError(f"--host {host} --port {port}: in use; choose another port") from error
+        raise InputError(
+            f"--host {host} --port {port}: can't be used, perhaps as another program does; choose "
+            "another --port"
+        ) from error
     print(f"http://{host}:{port} - end with Ctrl-C", flush=True)
     page.block_thread()
 
@@ -216,7 +219,8 @@ def get_args_parser():
     add = parser.add_argument
     add("--host", default="127.0.0.1",
         help="address to listen at; 0.0.0.0: open to other machines (default: %(default)s)")
-    add("--port", type=cli.positive_int, default=7860, help="port (default: %(default)s)")
+    add("--port", type=cli.number(int, lambda port: 1 <= port < 2**16, "a port from 1 to 65535"),
+        default=7860, help="port (default: %(default)s)")
     cli.add_prediction_arguments(add)
     cli.add_device_argument(add)
     cli.add_precision_arguments(add)

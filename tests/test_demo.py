@@ -168,7 +168,8 @@ def test_nothing_is_kept(browser, address):
 def test_refused(address, runs_dir, tmp_path):
     port = address[0].rpartition(":")[2]
     refused = run("-m", "ETC.demo", "--runs", runs_dir, "--port", port)
-    assert_refused(refused, f"--port {port}", "in use")
+    assert_refused(refused, f"--port {port}: can't be used", "choose another --port")
+    assert_refused(run("-m", "ETC.demo", "--port", 65536), "65536 is not a port")
     assert_refused(run("-m", "ETC.demo", "--runs", tmp_path / "none"), "none", "best.pth")
 
 
