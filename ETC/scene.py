@@ -211,18 +211,18 @@ def draw_body(scene, skin, side, lean, rng):
     outline = np.add(symmetric(*half, (shoulder, 9), (0, 9)), (lean, 0))
     scene.paint(outline, skin * shade[..., None], 1.0)
 
-    cloth = np.clip(any_colour(rng) * 0.9 + 8, 10, 235)
+    cloth, plain = np.clip(any_colour(rng) * 0.9 + 8, 10, 235), rng.random() < 0.4
     folds = rng.normal(0, 1, (14, 9)).astype(np.float32)
     folds = cv2.resize(folds, GRID, interpolation=cv2.INTER_CUBIC)
     tone = (
         1
-        + rng.choice([0, 0.08, 0.08]) * folds
+        + (0 if plain else 0.08) * folds
         - 0.14 * smooth(np.abs(x), 0.8, 2.2)
         + np.float32(0.7 * side) * x
     )
     tone = (tone * (0.8 + 0.2 * smooth(y, drop - 0.5, drop + 0.7)))[..., None]
     fabric = tone * cloth
-    if rng.random() < 0.3:
+    if not plain and rng.random() < 0.4:
         wave = np.sin(
             (y if rng.random() < 0.5 else x) * np.pi / rng.uniform(0.1, 0.3) + 0.4 * folds
         )
@@ -236,7 +236,7 @@ def draw_body(scene, skin, side, lean, rng):
     body = np.add(np.concatenate([neckline, body, body[::-1] * MIRROR]), (lean, 0))
     scene.paint(np.add(body, (0, -0.06)), skin * 0.6, 1.6, 0.5)
     scene.paint(body, fabric, 1.0)
-    if rng.random() < 0.45:  # a collar
+    if not plain and rng.random() < 0.6:  # a collar
         half = np.array(
             [(neck, drop - 0.7), (neck + 0.2, drop - 0.3), (0.5, drop + 0.35), (0.02, deep + 0.1)]
         )
