@@ -150,13 +150,16 @@ def complete(photo, points, rng):
     picture += 2 * grain(rng, *FRAME[::-1])
     # Fade out towards the border of the photo.
     edge = cv2.distanceTransform(cv2.copyMakeBorder(known, 1, 1, 1, 1, 0), cv2.DIST_L2, 3)
-    fade = rng.uniform(0.16, 0.34) if with_hair else rng.uniform(0.05, 0.5)
-    alpha = smooth(edge[1:-1:2, 1:-1:2] / unit, 0, fade)
+    alpha = smooth(edge[1:-1:2, 1:-1:2] / unit, 0, rng.uniform(0.12, 0.34))
     if with_hair:
         jaw = 1.5 - 0.55 * smooth(y, 0.7, 1.9)
-        roundness = np.abs(x / jaw) ** 3 + np.abs((y - 0.2) / 1.85) ** 3
-        alpha *= 1 - smooth(roundness, 0.6, 1.3)
-    alpha = cv2.resize(alpha, FRAME)
+        outline, low, high = np.abs(x / jaw) ** 3 + np.abs((y - 0.2) / 1.85) ** 3, 0.6, 1.3
+    else:  # all of the photo but its corners
+        left, top, width, height = np.array(cv2.boundingRect(known), np.float32) / unit
+        x, y = x + origin[0] / unit - left - width / 2, y + origin[1] / unit - top - height / 2
+        outline = (2 * np.abs(x) / width) ** 5 + (2 * np.abs(y) / height) ** 5
+        low, high = rng.uniform(0.35, 0.7), 1.1
+    alpha = cv2.resize(np.float32(alpha * (1 - smooth(outline, low, high))), FRAME)
     picture += alpha[..., None] * (photo - picture)
     return np.clip(picture, 0, 255).astype(np.uint8), points
 
