@@ -1,8 +1,8 @@
 """A page to try trained heads in the browser: `python -m ETC.demo`, then http://127.0.0.1:7860
 
 Drop photos or take one with the camera: the page shows the box of every face, the crop that the
-networks saw, and the probability of each class of each head. Photos are deleted within seconds, and
-nothing leaves the machine.
+networks saw, and the probability of each class of each head. Photos are deleted once they are
+answered, and nothing leaves the machine.
 """
 
 import sys
@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -24,7 +25,7 @@ from functools import partial
 
 import cv2
 import jinja2
-from PIL import Image
+from PIL import Image, ImageColor
 
 from config import config
 from data.augment import resize
@@ -42,12 +43,13 @@ SHOWN_SIDE = 720  # px: the longer side of a photo on the page
 MAX_PHOTOS = 50  # at once
 MAX_FILE = "50mb"
 MAX_PIXELS = 60_000_000  # what 4 GiB of memory can take
-SECONDS = 10  # after which an upload is removed
+UPLOAD_SECONDS = 10  # then an upload, which is copied by now, is deleted
+ABANDONED_SECONDS = 600  # then so are copies and half uploads that nobody waits for any more
 ABOUT = (
     "# Mask, gender and age of faces\n"
-    "Gender and age are apparent ones, as somebody labelled the photos of other people that the "
-    "networks learned from; true ones they can't know. Photos stay on the machine that serves this "
-    "page, and are deleted within seconds."
+    "Gender and age are guesses from how a face looks, learned from labels that people gave to "
+    "other photos; nobody's true gender or age can be seen in a photo. Photos stay on the machine "
+    "that serves this page, and are deleted once they are answered."
 )
 
 
@@ -62,15 +64,16 @@ def too_large(path):
 
 def draw_boxes(path, faces):
     """The photo at path with the boxes of its rows of classify's table: a JPEG file, bytes."""
-    with Image.open(path) as image:
-        zoom = SHOWN_SIDE / max(image.size)
     photo = load_image(path, SHOWN_SIDE)
     height, width = photo.shape[:2]
+    zoom = SHOWN_SIDE / max(width, height)
+    with contextlib.suppress(*DAMAGE), Image.open(path) as image:  # a JPEG may have come smaller
+        zoom = SHOWN_SIDE / max(image.size)
     size = [max(1, round(SHOWN_SIDE * side / max(width, height))) for side in (width, height)]
     photo = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
     for face in faces:
         x0, y0, x1, y1 = (round(zoom * face[name]) for name in BOX)
-        color = [int(COLORS[face["mask"]][start : start + 2], 16) for start in (1, 3, 5)]
+        color = ImageColor.getrgb(COLORS[face["mask"]])
         cv2.rectangle(photo, (x0, y0), (x1, y1), (255, 255, 255), 4)
         cv2.rectangle(photo, (x0, y0), (x1, y1), color, 2)
         number = str(face["face"]), (x0 + 6, y0 + 24), cv2.FONT_HERSHEY_SIMPLEX, 0.8
@@ -84,26 +87,25 @@ def jpeg(photo):
     return cv2.imencode(".jpg", photo[..., ::-1])[1].tobytes()
 
 
-def encode(content):
+def base64_text(content):
     return base64.b64encode(content).decode()
 
 
 def describe(path, faces, side):
     """What demo.html shows of a photo; faces: its rows of classify's table; side: of each, px."""
     for face in faces:
-        face["pixels"] = encode(jpeg(resize(load_image(face["crop"], side), side)))
+        face["jpeg"] = base64_text(jpeg(resize(load_image(face["crop"], side), side)))
         face["heads"] = [
             [(name, face[f"{target}_{name}"], name == face[target]) for name in names]
             for target, names in config.CLASSES.items()
         ]
-    return {"name": path.name, "pixels": encode(draw_boxes(path, faces)), "faces": faces}
+    return {"name": path.name, "jpeg": base64_text(draw_boxes(path, faces)), "faces": faces}
 
 
-def answer(paths, classify_photos, side, template):
+def answer(paths, classify_photos, side):
     """The answers for the photos at paths as HTML.
 
-    classify_photos: classify of a list of photos and a folder; side: of the networks' input, in px;
-    template: of demo.html.
+    classify_photos: classify of a list of photos and a folder; side: of the networks' input, in px.
     """
     large = [path for path in paths if too_large(path)]
     problems = [f"{path.name}: more than {MAX_PIXELS // 10**6} megapixels" for path in large]
@@ -115,53 +117,69 @@ def answer(paths, classify_photos, side, template):
         groups = table.groupby("photo", sort=False)
         photos = [describe(path, rows.to_dict("records"), side) for path, rows in groups]
     for line in damaged:
-        for path in wanted:
-            line = line.replace(str(path), path.name)
+        for path in wanted:  # which Pillow names as Python writes a string
+            line = line.replace(repr(str(path)), path.name).replace(str(path), path.name)
         problems.append(line)
     table["file"] = [path.name for path in table["photo"]]
-    csv = encode(table.to_csv(columns=COLUMNS, index=False, lineterminator="\n").encode())
+    csv = base64_text(table.to_csv(columns=COLUMNS, index=False, lineterminator="\n").encode())
+    source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True).from_string(source)
     return template.render(photos=photos, problems=problems, csv=csv, second_look=SECOND_LOOK)
 
 
-def sweep(folder):
-    """Remove what was uploaded to folder and hasn't changed for SECONDS, for ever."""
+def sweep(uploads, taken):
+    """Delete what is old, for ever. uploads: holds a folder for each photo that has arrived, the
+    files that arrive, and empty ones that did; taken: holds a folder for each visitor.
+    """
     while True:
-        time.sleep(SECONDS / 4)
-        for path in Path(folder).iterdir():
-            with contextlib.suppress(OSError):  # an upload that is just being moved
-                if time.time() - path.stat().st_mtime > SECONDS:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        time.sleep(UPLOAD_SECONDS / 4)
+        with contextlib.suppress(OSError):  # a folder is gone, or made again
+            for path in [*uploads.iterdir(), *taken.iterdir()]:
+                status, is_folder = path.stat(), path.is_dir()
+                arrived = path.parent == uploads and (is_folder or not status.st_size)
+                limit = UPLOAD_SECONDS if arrived else ABANDONED_SECONDS
+                if time.time() - status.st_mtime > limit:
+                    shutil.rmtree(path) if is_folder else path.unlink()
 
 
-def build_page(answer_photos):
-    """The page, a gradio.Blocks; answer_photos: from a list of paths to HTML."""
+def build_page(answer_photos, taken):
+    """The page, a gradio.Blocks; answer_photos: from a list of paths to HTML; taken: a folder for
+    photos that wait for their answer.
+    """
     import gradio
 
-    one_at_a_time = threading.Lock()
-
-    def respond(uploads):
-        """The answers, and None: the upload vanishes from the page too."""
+    def take(uploads):
+        """Copies of the uploads, and None: they vanish from the page. Copies, as the same photo of
+        two visitors is one file, which sweep removes soon.
+        """
         uploads = uploads if isinstance(uploads, list) else [uploads] if uploads else []
-        with tempfile.TemporaryDirectory() as folder:
-            paths = []
-            for number, upload in enumerate(map(Path, uploads)):
-                # At once, before sweep comes; and two visitors' copies of a photo are one file.
-                path = Path(folder, str(number), upload.name)
-                path.parent.mkdir()
-                shutil.copyfile(upload, path)
-                paths.append(path)
-            with one_at_a_time:
-                return answer_photos(paths) if paths else "", None
+        folder, paths = tempfile.mkdtemp(dir=taken), []
+        for number, upload in enumerate(map(Path, uploads)):
+            path = Path(folder, str(number), upload.name)
+            path.parent.mkdir()
+            shutil.copyfile(upload, path)
+            paths.append(str(path))
+        return paths, None
+
+    def respond(paths):
+        try:
+            return answer_photos([*map(Path, paths)]) if paths else ""
+        finally:
+            for path in map(Path, paths):
+                shutil.rmtree(path.parent.parent, ignore_errors=True)
 
     with gradio.Blocks(analytics_enabled=False, title="Mask, gender, age") as page:
         gradio.Markdown(ABOUT)
         with gradio.Row():
             files = gradio.File(label="Photos", file_count="multiple", height=220)
             camera = gradio.Image(label="Camera", sources=["webcam"], type="filepath", height=220)
-        answers = gradio.HTML()
+        answers, paths = gradio.HTML(), gradio.State([])
+        hidden = {"api_visibility": "private"}
         for source, event in ((files, files.upload), (camera, camera.input)):
-            outputs = [answers, source]
-            event(respond, source, outputs, api_visibility="private", concurrency_limit=None)
+            # Each upload at once, but one answer at a time.
+            event(take, source, [paths, source], queue=False, **hidden).then(
+                respond, paths, answers, concurrency_limit=1, concurrency_id="answer", **hidden
+            )
     return page
 
 
@@ -170,6 +188,8 @@ def serve(page, host, port):
     import gradio
 
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    if ":" in host:
+        raise InputError(f"--host {host}: give a name or an address such as 127.0.0.1")
     try:
         page.launch(
             server_name=host, server_port=port, max_file_size=MAX_FILE, theme=theme,
@@ -177,8 +197,8 @@ def serve(page, host, port):
         )  # fmt: skip
     except OSError as error:
         raise InputError(
-            f"--host {host} --port {port}: can't be used, perhaps as another program does; choose "
-            "another --port"
+            f"--host {host} --port {port}: in use, not allowed, or no address of this machine; "
+            "choose another"
         ) from error
     print(f"http://{host}:{port} - end with Ctrl-C", flush=True)
     page.block_thread()
@@ -198,19 +218,21 @@ def main():
     settings = checkpoints["mask"][0]["crop"]  # those of all heads
     classify_photos = partial(classify, args, settings=settings, members=members, views=views,
                               device=device, precision=precision)  # fmt: skip
-    source = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True).from_string(source)
     side = max(side for side, _ in views)
-    answer_photos = partial(answer, classify_photos=classify_photos, side=side, template=template)
+    answer_photos = partial(answer, classify_photos=classify_photos, side=side)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that folders are removed then too
     with tempfile.TemporaryDirectory() as folder:
-        first = Path(folder, "first.png")  # everything is loaded before the first visitor comes
+        uploads, taken = Path(folder, "uploads"), Path(folder, "taken")
+        uploads.mkdir()
+        taken.mkdir()
+        first = taken / "first.png"  # everything is loaded before the first visitor comes
         Image.new("RGB", (64, 64)).save(first)
         answer_photos([first])
         first.unlink()
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False",
+        os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_ANALYTICS_ENABLED": "False",
                        "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
-        threading.Thread(target=sweep, args=[folder], daemon=True).start()
-        serve(build_page(answer_photos), args.host, args.port)
+        threading.Thread(target=sweep, args=[uploads, taken], daemon=True).start()
+        serve(build_page(answer_photos, taken), args.host, args.port)
 
 
 # fmt: off
@@ -218,7 +240,8 @@ def get_args_parser():
     parser = cli.ArgumentParser("python -m ETC.demo", description="A page to try trained heads.")
     add = parser.add_argument
     add("--host", default="127.0.0.1",
-        help="address to listen at; 0.0.0.0: open to other machines (default: %(default)s)")
+        help="address to listen at; 0.0.0.0: open to everybody in the network, unencrypted and "
+             "without a camera, which browsers allow on localhost only (default: %(default)s)")
     add("--port", type=cli.number(int, lambda port: 1 <= port < 2**16, "a port from 1 to 65535"),
         default=7860, help="port (default: %(default)s)")
     cli.add_prediction_arguments(add)

@@ -317,14 +317,18 @@ class Head:
         x = RADIUS * np.sin(angle) - EYES * self.turn
         return (np.stack([x, flat[:, 1]], 1) @ self.axes + self.origin)[np.abs(angle) < 1.5]
 
+    def coordinates(self, size):
+        """x and y of each pixel of an area of this size, in face units, of a flat face."""
+        y, x = np.mgrid[: size[1], : size[0]].astype(np.float32)
+        (a, b), (c, d) = np.linalg.inv(self.axes).astype(np.float32)
+        x, y = x - np.float32(self.origin[0]), y - np.float32(self.origin[1])
+        return a * x + c * y, b * x + d * y
+
     def unproject(self, size, top, bottom, bulge):
         """Where each pixel of an area of this size lies in the flat drawing of a mask from y top to
         bottom that stands out by bulge: two maps for cv2.remap.
         """
-        y, x = np.mgrid[: size[1], : size[0]].astype(np.float32)
-        (a, b), (c, d) = np.linalg.inv(self.axes).astype(np.float32)
-        x, y = x - np.float32(self.origin[0]), y - np.float32(self.origin[1])
-        x, y = a * x + c * y, b * x + d * y
+        x, y = self.coordinates(size)
         t = (y - np.float32(top)) / np.float32(bottom - top)
         middle = np.maximum(1 - x * x - 2 * (t - 0.45) ** 2, 0)
         sine = (x + np.float32(self.turn * EYES) - np.float32(self.turn * bulge) * middle) / RADIUS
@@ -357,8 +361,9 @@ def draw_loops(layer, head, mask, top, bottom, half, rng):
 
 
 def face_light(image, points):
-    """What a mask has in common with the face: the side the light comes from, (x, y) of -1 to 1;
-    exposure and colour of the light, float32 (3,); how colourful the photo is, 0 to 1; its grain.
+    """What a mask or a hand has in common with the face: the side the light comes from, (x, y) of
+    -1 to 1; exposure and colour of the light, float32 (3,); the colour of the skin, float (3,); how
+    colourful the photo is, 0 to 1; its grain.
     """
     eyes, right, down = face_frame(points)
     unit = np.linalg.norm(down)
@@ -383,6 +388,7 @@ def face_light(image, points):
     fine = cv2.Laplacian(cv2.cvtColor(patch(0, 0.5), cv2.COLOR_RGB2GRAY), cv2.CV_32F)
     return SimpleNamespace(
         side=np.clip([3 * side, 2 * above], -1, 1),
+        skin=(left + other) / 2,
         gain=np.float32(exposure * (1 + 0.1 * (mean / mean.mean() - (1.16, 0.98, 0.86)))),
         colours=float(np.clip((mean.max() - mean.min()) / 22, 0, 1)),
         grain=float(np.clip(np.median(np.abs(fine)) / 6, 0.4, 5)),

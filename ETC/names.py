@@ -15,5 +15,7 @@ def class_names():
 
 
 def printable(name):
-    """A file name as text; bytes that are no text become question marks."""
-    return name.encode(errors="replace").decode()
+    """A file name as text; bytes that are no text, and carriage returns, which tables don't keep,
+    become question marks.
+    """
+    return name.encode(errors="replace").decode().replace("\r", "?")

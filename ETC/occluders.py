@@ -7,39 +7,29 @@ at about 0.6, the mouth at 1, the chin at 1.7.
 import cv2
 import numpy as np
 
-from ETC.canvas import arc, ellipse, symmetric
-from ETC.masks import Head, any_colour, face_light, grain
+from ETC.canvas import MIRROR, arc, ellipse, symmetric
+from ETC.masks import Head, any_colour, grain
 
 
 class Layer:
-    """Shapes over a photo, uint8 RGB, on a face with these landmarks."""
+    """Shapes over a photo, uint8 RGB, on a face with these landmarks; light: from face_light."""
 
-    def __init__(self, photo, points):
-        self.photo, self.head, self.light = photo, Head(points), face_light(photo, points)
-        y, x = np.mgrid[: photo.shape[0], : photo.shape[1]].astype(np.float32)
-        x, y = x - np.float32(self.head.origin[0]), y - np.float32(self.head.origin[1])
-        (a, b), (c, d) = np.linalg.inv(self.head.axes).astype(np.float32)
-        self.x, self.y = a * x + c * y, b * x + d * y
+    def __init__(self, photo, points, light):
+        self.photo, self.head, self.light = photo, Head(points), light
+        self.x, self.y = self.head.coordinates(photo.shape[1::-1])
 
     def paint(self, outline, colour, soft, alpha=1.0):
         """Fill an outline with a colour or a layer of colours; soft: of edges, in px."""
         cover = np.zeros(self.photo.shape[:2], np.uint8)
         outline = np.asarray(outline) @ self.head.axes + self.head.origin
         cv2.fillPoly(cover, [np.round(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-        cover = cv2.GaussianBlur(cover, (0, 0), max(soft, 0.1))[..., None] * np.float32(1 / 255)
-        cover *= np.float32(alpha)
+        cover = cv2.GaussianBlur(cover, (0, 0), max(soft, 0.1))[..., None] * np.float32(alpha / 255)
         colour = np.clip(np.asarray(colour, np.float32), 0, 255)
-        mixed = self.photo + cover * (colour - self.photo)
-        self.photo[:] = np.clip(mixed, 0, 255)
+        self.photo[:] = np.clip(self.photo + cover * (colour - self.photo), 0, 255)
 
-    def any_colour(self, rng):
-        """A colour in the light of the photo, float (3,)."""
+    def lit_colour(self, rng):
+        """Any colour, in the light of the photo, float (3,)."""
         return any_colour(rng) * self.light.gain
-
-    def skin(self):
-        """The median colour of the cheeks, float (3,)."""
-        cheeks = (np.abs(np.abs(self.x) - 0.5) < 0.2) & (np.abs(self.y - 0.6) < 0.2)
-        return np.median(self.photo[cheeks], axis=0)
 
 
 def stroke(start, through, end, width):
@@ -47,15 +37,16 @@ def stroke(start, through, end, width):
     line = arc(start, through, end)
     along = np.gradient(line, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
-    across = along[:, ::-1] * (-1, 1) * width / 2
+    normal = along[:, ::-1] * MIRROR
     turn = np.linspace(np.pi / 2, -np.pi / 2, 7)[1:-1, None]
-    tip = line[-1] + width / 2 * (np.cos(turn) * along[-1] + np.sin(turn) * across[-1] * 2 / width)
-    return np.concatenate([line + across, tip, (line - across)[::-1]])
+    tip = np.cos(turn) * along[-1] + np.sin(turn) * normal[-1]
+    sides = line + width / 2 * normal, line[-1] + width / 2 * tip, line - width / 2 * normal
+    return np.concatenate([*sides[:2], sides[2][::-1]])
 
 
 def draw_hand(layer, soft, rng):
-    """Some fingers, or a whole hand, before the lower face."""
-    skin, side = layer.skin() * rng.uniform(0.8, 1.05), rng.choice([-1, 1])
+    """Some fingers, or a whole hand, in front of the lower face."""
+    skin, side = layer.light.skin * rng.uniform(0.8, 1.05), rng.choice([-1, 1])
     width, fingers = rng.uniform(0.2, 0.3), int(rng.integers(1, 5))
     tip = np.array([rng.uniform(-0.5, 0.3), rng.uniform(0.75, 1.3)])
     wrist = np.array([rng.uniform(0.5, 1.6), rng.uniform(2.4, 3.2)])
@@ -74,7 +65,7 @@ def draw_hand(layer, soft, rng):
 
 
 def draw_cup(layer, soft, rng):
-    """A cup, a phone or a microphone before the mouth, in a hand."""
+    """A cup, a phone or a microphone in front of the mouth, in a hand."""
     x, top, bottom = rng.uniform(-0.25, 0.25), rng.uniform(0.65, 1.0), rng.uniform(1.7, 2.4)
     half, taper = rng.uniform(0.3, 0.7), rng.uniform(0.7, 1.05)
     shape = [
@@ -84,11 +75,11 @@ def draw_cup(layer, soft, rng):
         (x - taper * half, bottom),
     ]
     shade = 1.1 - 0.5 * np.clip((layer.x - x) / half, -1, 1) ** 2 * rng.uniform(0.3, 1)
-    layer.paint(np.add(shape, (0.03, 0.04)), layer.skin() * 0.4, soft + 3, 0.5)
-    layer.paint(shape, layer.any_colour(rng) * shade[..., None], soft)
+    layer.paint(np.add(shape, (0.03, 0.04)), layer.light.skin * 0.4, soft + 3, 0.5)
+    layer.paint(shape, layer.lit_colour(rng) * shade[..., None], soft)
     if rng.random() < 0.5:
-        layer.paint(ellipse(x, top, half, 0.09), layer.any_colour(rng), soft)
-    skin = layer.skin() * rng.uniform(0.85, 1.05)
+        layer.paint(ellipse(x, top, half, 0.09), layer.lit_colour(rng), soft)
+    skin = layer.light.skin * rng.uniform(0.85, 1.05)
     for finger in range(int(rng.integers(0, 5))):
         y = (top + bottom) / 2 + 0.25 * (finger - 1.5)
         shape = stroke((x + half + 0.3, y + 0.15), (x + half / 2, y), (x - half / 3, y), 0.24)
@@ -103,11 +94,11 @@ def draw_scarf(layer, soft, rng):
     shape = symmetric(*half, (2.4, top + 1.4), (2.4, 6), (0, 6))
     folds = np.sin(layer.y * rng.uniform(2, 9) + layer.x * rng.uniform(-3, 3) + rng.uniform(0, 6))
     tone = 1 + rng.uniform(0, 0.2) * folds - 0.12 * np.abs(layer.x)
-    fabric = layer.any_colour(rng) * tone[..., None]
+    fabric = layer.lit_colour(rng) * tone[..., None]
     if rng.random() < 0.3:
         wave = np.sin((layer.x + layer.y * rng.uniform(-1, 1)) * rng.uniform(8, 30))
-        fabric += (wave > rng.uniform(-0.5, 0.5))[..., None] * (layer.any_colour(rng) - fabric)
-    layer.paint(np.add(shape, (0, -0.04)), layer.skin() * 0.5, soft + 2, 0.5)
+        fabric += (wave > rng.uniform(-0.5, 0.5))[..., None] * (layer.lit_colour(rng) - fabric)
+    layer.paint(np.add(shape, (0, -0.04)), layer.light.skin * 0.5, soft + 2, 0.5)
     layer.paint(shape, fabric, soft)
 
 
@@ -121,25 +112,26 @@ def draw_beard(layer, soft, rng):
     half = (0, low), (0.5, low - 0.1), (0.95, 1.3), (1.08, 0.55), (0.92, 0.5), (0.75, 0.95)
     if rng.random() < 0.3:  # a goatee
         half = (0, low), (0.3, low - 0.1), (0.42, 1.3), (0.4, 1.0)
-    lips = layer.photo.copy()
+    bare = layer.photo.copy()
     layer.paint(symmetric(*half, (0.4, 0.82), (0, 0.8)), hair, 0.07 * layer.head.unit, alpha)
     mouth = ellipse(0, 1.02, rng.uniform(0.3, 0.42), rng.uniform(0.08, 0.16))
-    layer.paint(mouth, lips, 0.05 * layer.head.unit)
+    layer.paint(mouth, bare, 0.05 * layer.head.unit)
 
 
-# The chance of each before a bare face, and over a mask or beside it.
+# The chance of each on a bare face, and on one with a mask.
 OCCLUDERS = {draw_hand: (0.05, 0.02), draw_cup: (0.03, 0), draw_scarf: (0.03, 0.02)}
-BEARD = 0.06  # the chance before a man's bare face
+BEARD = 0.06  # the chance on a man's bare face
 
 
-def occlude(photo, points, masked, male, soft, rng):
+def occlude(photo, points, light, masked, male, soft, rng):
     """Perhaps draw something onto photo, uint8 RGB, in place.
 
-    points: five landmarks, float (5, 2); soft: of edges in the photo, in px.
+    points: five landmarks, float (5, 2); light: from face_light of the bare face; soft: of edges in
+    the photo, in px.
     """
     drawn = [draw_beard] if male and not masked and rng.random() < BEARD else []
     drawn += [draw for draw, chances in OCCLUDERS.items() if rng.random() < chances[masked]]
     if drawn:
-        layer = Layer(photo, points)
+        layer = Layer(photo, points, light)
         for draw in drawn:
             draw(layer, soft, rng)

@@ -20,7 +20,7 @@ import re
 import tempfile
 from collections import Counter
 from functools import partial
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from config import config
 from data.crop import BOX, SECOND_LOOK, add_crop_batch_size, crop_photos
 from data.dataset import CropFiles, FaceDataset, build_loader
-from data.images import pick_photos, print_left_out
+from data.images import pick_photos, print_left_out, read_image
 from data.labels import merge_labels, raise_problems
 from ETC.names import printable
 from ETC.sheet import MAX_PHOTOS, draw_sheet
@@ -48,23 +48,24 @@ COLUMNS = ["file", "face", "method", *BOX, "prob", *config.CLASSES, "ans", *ANSW
 def find_photos(paths, left_out, ignored=None):
     """Yield the photos at paths, each once: files as named, and in or below folders, linked ones
     too, in order of their names, every file with a photo's suffix except hidden ones and the path
-    ignored. Files without one are added to the list left_out.
+    ignored. Other files are added to the list left_out.
 
     Raises InputError, before the first photo, for a path that doesn't exist and without photos.
     """
     for name in paths:
-        if not name or not os.path.exists(name):
+        if not name or not (os.path.isfile(name) or os.path.isdir(name)):
             raise InputError(f"{name or 'an empty path'}: no such file or folder")
     ignored = ignored and os.path.realpath(ignored)
     folders, seen = set(), set()
     for path in map(Path, paths):
+        is_folder = path.is_dir()
         for file in list_files(path, folders):
-            found, others = ([path], []) if file is path else pick_photos([file])
+            found, others = pick_photos([file]) if is_folder else ([file], [])
             left_out += others
             for photo in found:
                 real = os.path.realpath(photo)
-                # Of a path, its hash: of a million photos, that is all that is kept in memory.
-                if hash(real) not in seen and (photo is path or real != ignored):
+                # Not the path itself, which takes ten times the memory; no two collide in millions.
+                if hash(real) not in seen and (real != ignored or not is_folder):
                     seen.add(hash(real))
                     yield photo
     if not seen:
@@ -149,38 +150,65 @@ def append_rows(path, table):
         ) from error
 
 
-def keep_finished(path, photos):
-    """Keep what a killed command wrote to path, but for its last photo, whose rows may not be all.
+class Tally:
+    """What was done so far."""
 
-    photos: an iterator, which goes on behind those that are kept. Returns how many these are, how
-    many of them have rows, how many rows have each method, and the photo of each of the first rows.
-    Raises InputError for another table, and for rows of a photo that is not in photos.
+    def __init__(self):
+        self.photos = self.good = 0  # all of them, and those that could be read
+        self.methods = Counter()  # of the rows
+        self.shown = []  # the photo of each row of the first MAX_PHOTOS photos
+
+    def add(self, rows):
+        """rows: the photo, the number of the face and the method of each."""
+        for photo, face, method in rows:
+            self.good += face == 1
+            self.methods[method] += 1
+            if self.good <= MAX_PHOTOS:
+                self.shown.append(photo)
+
+
+def rows_by_photo(rows):
+    """Yield the rows of each photo, lists, but for the last photo's, which may not be all."""
+    faces = []
+    for row in rows:
+        if row[1] == "1" and faces:
+            yield faces
+            faces = []
+        faces.append(row)
+
+
+def keep_finished(path, photos, tally):
+    """Keep what a killed command wrote to path, except for its last photo, and add it to tally.
+
+    photos: an iterator, which goes on behind the photos that are kept. Raises InputError for
+    another table, and when the photos have changed.
     """
-    passed, methods, shown, good = 0, Counter(), [], 0
-    with open(path, encoding="utf-8", newline="") as old, atomic_write(path, "w") as new:
+    with (
+        atomic_write(path, "w") as new,
+        open(path, encoding="utf-8", errors="replace", newline="") as old,
+    ):
         table, kept = csv.reader(old), csv.writer(new, lineterminator="\n")
-        if not ",".join(COLUMNS).startswith(",".join(next(table, []))):  # which may be cut off too
+        header, first = next(table, COLUMNS), next(table, None)
+        torn = first is None and ",".join(COLUMNS).startswith(",".join(header))
+        if header != COLUMNS and not torn:
             raise InputError(f"{path}: no table of ETC.predict; choose another --output")
         kept.writerow(COLUMNS)
-        whole = (row for row in table if len(row) == len(COLUMNS))  # the last one may be cut off
-        groups = ([*rows] for _, rows in groupby(whole, lambda row: row[0]))
-        rows = next(groups, None)
-        while following := next(groups, None):
+        # The last row may be cut off.
+        rows = (row for row in chain([first or []], table) if len(row) == len(COLUMNS))
+        for faces in rows_by_photo(rows):
+            file, same = faces[0][0], False
             for photo in photos:
-                passed += 1
-                if printable(str(photo)) == rows[0][0]:
+                tally.photos += 1
+                same = printable(str(photo)) == file
+                if same or read_image(photo)[0] is not None:  # unreadable photos have no rows
                     break
-            else:
+            if not same:
                 raise InputError(
-                    f"{path}: {rows[0][0]} is not among the photos, or in another order; start "
-                    "over without --resume"
+                    f"{path}: {file} is not the next photo here: the photos or their order have "
+                    "changed; start over without --resume"
                 )
-            kept.writerows(rows)
-            methods.update(row[2] for row in rows)
-            good += 1
-            shown += [photo] * len(rows) if good <= MAX_PHOTOS else []
-            rows = following
-    return passed, good, methods, shown
+            kept.writerows(faces)
+            tally.add((photo, int(row[1]), row[2]) for row in faces)
 
 
 def end_with_bad(args, photos, good):
@@ -191,33 +219,31 @@ def end_with_bad(args, photos, good):
 
 
 def classify_all(args, photos, output, classify_chunk):
-    """Write the table of photos, an iterator, to output, a chunk at a time.
+    """Write the table of photos, an iterator, to output, a chunk at a time. Returns a Tally.
 
-    classify_chunk: classify of a list of photos and a folder. Returns the number of photos, of the
-    readable ones, of rows by their method, and the photo of each of the first rows. Names damaged
-    photos on stderr. Raises InputError when none can be read.
+    classify_chunk: classify of a list of photos and a folder. Names damaged photos on stderr.
+    Raises InputError when none can be read.
     """
-    count, good, methods, shown, damaged = 0, 0, Counter(), [], []
+    tally, damaged = Tally(), []
     if args.resume and output.exists():
-        count, good, methods, shown = keep_finished(output, photos)
-        print(f"{output}: goes on after {count} photos")
-    else:
+        keep_finished(output, photos, tally)
+        print(f"{output}: goes on after {tally.photos} photos")
+    else:  # at once: --resume must not find an earlier command's rows
         write_csv(output, pd.DataFrame(columns=COLUMNS))
-    with tqdm(desc="photos", initial=count, unit="photo", disable=progress_off()) as bar:
+    with tqdm(desc="photos", initial=tally.photos, unit="photo", disable=progress_off()) as bar:
         while chunk := list(islice(photos, CHUNK)):
             with tempfile.TemporaryDirectory() as folder:
                 table, lines = classify_chunk(chunk, Path(folder))
             damaged += lines
+            tally.photos += len(chunk)
+            tally.add(zip(table["photo"], table["face"], table["method"]))
             append_rows(output, table)
-            shown += table["photo"].tolist() if good < MAX_PHOTOS else []
-            count, good = count + len(chunk), good + table["photo"].nunique()
-            methods.update(table["method"])
             bar.update(len(chunk))
-            if good:
-                print("".join(f"{line}\n" for line in damaged), end="", file=sys.stderr)
-                damaged.clear()
+            if tally.good and damaged:
+                tqdm.write("\n".join(damaged), file=sys.stderr)
+                damaged = []
     raise_problems("no readable photos", damaged)
-    return count, good, methods, shown
+    return tally
 
 
 def main():
@@ -228,40 +254,48 @@ def main():
     checkpoints = find_checkpoints(args.runs)
     output = Path(args.output)
     sheet = output.with_name(f"{output.stem}_sheet.png")
-    # Beside a table, this is an earlier sheet. Otherwise it may be a photo, and must stay.
-    ignored = sheet if output.exists() else None
     inputs = [checkpoint["path"] for head in checkpoints.values() for checkpoint in head]
     inputs += filter(os.path.isfile, args.photos)
-    folders = [os.path.realpath(path) for path in args.photos]
-    if sheet.exists() and not ignored:
-        inputs += [sheet] * any(sheet.resolve().is_relative_to(folder) for folder in folders)
+    # Beside a table, this is an earlier sheet. Otherwise it may be a photo, and must stay.
+    ignored = sheet if output.exists() else None
+    inputs += [sheet] if sheet.exists() and not ignored else []
     left_out = []
     photos = find_photos(args.photos, left_out, ignored)
     photos = chain([next(photos)], photos)
     check_output(output, [".csv"], inputs, [sheet.name])
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
     if args.shard:
+        real = output.resolve()
+        if any(real.is_relative_to(os.path.realpath(path)) for path in args.photos):
+            raise InputError(f"--output {output}: inside a searched folder, where its sheet would "
+                             "count as a photo of other shares; choose another")  # fmt: skip
         number, shards = args.shard
-        total = sum(1 for _ in find_photos(args.photos, [], ignored))
+        total = sum(1 for _ in photos)
+        photos = find_photos(args.photos, [], ignored)
         photos = islice(photos, total * (number - 1) // shards, total * number // shards)
 
+    if not args.resume:
+        sheet.unlink(missing_ok=True)  # of the table that is replaced
     settings = checkpoints["mask"][0]["crop"]  # those of all heads
     classify_chunk = partial(classify, args, settings=settings, members=members, views=views,
                              device=device, precision=precision)  # fmt: skip
-    count, good, methods, shown = classify_all(args, photos, output, classify_chunk)
-    if shown:
-        table = pd.read_csv(output, nrows=len(shown), dtype={"file": str}, keep_default_na=False)
+    tally = classify_all(args, photos, output, classify_chunk)
+    outputs = [output]
+    if tally.shown:
+        shown = pd.read_csv(output, nrows=len(tally.shown), dtype={"file": str}, na_filter=False)
         with atomic_write(sheet) as file:
-            draw_sheet(table.assign(photo=shown)).save(file, "PNG")
-    faces = methods.total() - methods["center"]
+            draw_sheet(shown.assign(photo=tally.shown)).save(file, "PNG")
+        outputs.append(sheet)
+    missed, again = tally.methods["center"], tally.methods[SECOND_LOOK]
     print(
-        f"{good} photos, {faces} faces ({methods[SECOND_LOOK]} found by the second look), "
-        f"{methods['center']} photos without a face (cropped centrally) -> {output}, {sheet}"
+        f"{tally.good} photos, {tally.methods.total() - missed} faces ({again} found by the second "
+        f"look), {missed} photos without a face (cropped centrally) -> "
+        f"{', '.join(map(str, outputs))}"
     )
-    if good > MAX_PHOTOS:
+    if tally.good > MAX_PHOTOS:
         print(f"{sheet} shows the first {MAX_PHOTOS} photos")
     print_left_out(left_out)
-    end_with_bad(args, count, good)
+    end_with_bad(args, tally.photos, tally.good)
 
 
 def shard(text):

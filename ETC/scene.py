@@ -127,7 +127,7 @@ def complete(photo, points, rng):
     x, y = scene.x, scene.y
     ring = seen & ((np.abs(x) > 1.0) & (y < 0.8) | (y < -0.75))
     skin, hair, wall_colour, side, is_long = colours_of(small, seen, ring, x, y)
-    # Else a wall begins where the photo ends: heads shouldn't learn ages from hair that is drawn.
+    # Else a wall begins where the photo ends: networks shouldn't learn ages from drawn hair.
     with_hair = rng.random() < 0.5
     if not with_hair or rng.random() < 0.15:
         wall_colour = rng.uniform(60, 240) + rng.uniform(-14, 14, 3)
@@ -299,9 +299,10 @@ def shoot(image, points, mask, how, male, blur, rng):
     matrix[:, 2] += rng.uniform(-16, 16, 2) - MARGIN
     photo = cv2.warpAffine(image, matrix, (WIDTH, HEIGHT), borderMode=cv2.BORDER_REFLECT_101)
     points = points @ matrix[:, :2].T + matrix[:, 2]
+    light = face_light(photo, points)
     if mask is not None:
-        wear(photo, points, mask, how, blur, face_light(photo, points), rng)
-    occlude(photo, points, mask is not None, male, blur, rng)
+        wear(photo, points, mask, how, blur, light, rng)
+    occlude(photo, points, light, mask is not None, male, blur, rng)
     # Contrast around grey, saturation and temperature, in one matrix.
     gain = rng.uniform(0.86, 1.14) * (1 + rng.normal(0, 0.035) * np.array([1, 0, -1]))
     saturation, contrast = rng.uniform(0.82, 1.15), rng.uniform(0.9, 1.12)

@@ -47,7 +47,7 @@ def wide(A):
     """
     limits = {"scale": (0.75, 1.3), "translate_percent": (-0.12, 0.12), "rotate": (-20, 20)}
     move = A.Affine(**limits, border_mode=cv2.BORDER_REPLICATE, p=0.9)
-    light = A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.6)
+    brightness = A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.6)
     shift = A.RGBShift((-20, 20), (-20, 20), (-20, 20))
     colour = A.OneOf([A.HueSaturationValue(15, 40, 20), shift, A.ToGray()], p=0.5)
     coarse = A.Downscale(scale_range=(0.25, 0.8))
@@ -56,7 +56,7 @@ def wide(A):
     )
     quality = A.ImageCompression(quality_range=(30, 95), p=0.4)
     noise = A.GaussNoise(**NOISE, p=0.3)
-    return [A.HorizontalFlip(p=0.5), move, light, colour, blur, quality, noise]
+    return [A.HorizontalFlip(p=0.5), move, brightness, colour, blur, quality, noise]
 
 
 # Functions of albumentations, whose import takes a second.

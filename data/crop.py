@@ -166,7 +166,7 @@ def crop_group(images, settings, device, every):
     found = find(detector_of_process(device), stack, settings["min_face_size"])
     methods = ["mtcnn"] * len(images)
     missed = [number for number, faces in enumerate(found) if not faces]
-    if missed and settings.get("second_look"):  # unknown to older networks
+    if missed and settings.get("second_look"):  # older checkpoints lack it
         for number, faces in zip(missed, look_again(detector_of_process(device), stack[missed])):
             found[number], methods[number] = faces, SECOND_LOOK
     for (photo, crop, image, why), faces, method in zip(images, found, methods):
@@ -276,10 +276,10 @@ def crop_split(args, split, files, shots, settings, device):
     if missing:
         speed = (missing - len(bad)) / (time.perf_counter() - start)
         print(f"{split}: {missing - len(bad)} photos cropped to {folder} ({speed:.1f} images/s)")
-        print(f"{split}: {count_misses(manifest['method'])} (cropped centrally)")
+        print(f"{split}: {summary(manifest['method'])}")
         groups = () if shots is None else manifest["method"].groupby(np.array(shots))
         for shot, methods in groups:
-            print(f"  {shot:<16}{count_misses(methods)}")
+            print(f"  {shot:<16}{summary(methods)}")
     for row in done.values():
         if row["method"] != "bad" and row.get("why"):
             print(f"{split}/images/{row['file']}: {row['why']}")
@@ -291,10 +291,12 @@ def crop_split(args, split, files, shots, settings, device):
     return manifest
 
 
-def count_misses(methods):
-    """A line about a manifest's column method."""
-    again, missed = (methods == SECOND_LOOK).sum(), (methods == "center").sum()
-    return f"{len(methods):>6} photos{again:>6} found by the second look{missed:>6} without a face"
+def summary(methods):
+    """How photos were cropped, a line; methods: a manifest's column method."""
+    count, again = (methods != "bad").sum(), (methods == SECOND_LOOK).sum()
+    missed = (methods == "center").sum()
+    return (f"{count:>6} photos{again:>6} found by the second look{missed:>6} without a face, "
+            "cropped centrally")  # fmt: skip
 
 
 def crop_missing(args, source, folder, marks, done, settings, device):
@@ -332,7 +334,7 @@ def add_crop_arguments(parser):
     """Add the arguments that decide how photos are cropped."""
     add = parser.add_argument_group("face crops, in pixels of a photo of 384 x 512").add_argument
     add("--min-face-size", type=cli.positive_int, default=config.CROP["min_face_size"],
-        help="smallest face that is looked for (default: %(default)s)")
+        help="smallest face that the first look is for (default: %(default)s)")
     add("--margin-x", type=cli.natural_int, default=config.CROP["margin_x"],
         help="added left and right of the face's box (default: %(default)s)")
     add("--margin-y", type=cli.natural_int, default=config.CROP["margin_y"],
@@ -375,7 +377,7 @@ def main():
     settings = crop_settings(args, images["file"].tolist(), device)
     for split in splits if args.split == "both" else [args.split]:
         manifest = crop_split(args, split, *splits[split], settings, device)
-        print(f"{split}: {len(manifest)} photos are cropped")
+        print(f"{split}: {(manifest['method'] != 'bad').sum()} photos are cropped")
 
 
 if __name__ == "__main__":

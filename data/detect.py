@@ -3,8 +3,9 @@
 Networks, thresholds and resampling are the package's (Zhang et al. 2016, "Joint Face Detection and
 Alignment Using Multi-task Cascaded Convolutional Networks"), and so are the faces and nearly all
 boxes. But photos pass in batches; areas are averaged through a summed-area table (Crow 1984); the
-last, costly network looks at one candidate a face first; and so do the coarse, cheap levels of the
-image pyramid, before the fine ones. What the package finds no face in may get a second look.
+last, costly network sees the best candidate of each face first; and the coarse, cheap levels of the
+image pyramid are tried before the fine ones. A photo without a face may get a second look, which
+the package doesn't have.
 """
 
 import cv2
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 
 FACTOR = 0.709  # from a level of the pyramid to the next
 THRESHOLDS = (0.6, 0.7, 0.7)
-# Those of a second look, which finds faces behind masks, and the share of a photo's shorter side
-# that it takes for a face: it would see smaller ones in landscapes too.
+# Of the second look, which finds faces behind masks; and the smallest face that it takes, as a
+# share of the photo's shorter side: it sees smaller ones in landscapes too.
 SECOND_THRESHOLDS = (0.2, 0.2, 0.2)
 SECOND_FACE = 1 / 3
 # Faces of this share of a photo's shorter side are looked for first.
@@ -63,8 +64,8 @@ def find_largest_faces(mtcnn, images, min_face_size):
 
 
 def look_again(mtcnn, images):
-    """The most probable large face of each photo, with lower thresholds than find_largest_faces,
-    which finds nothing in these. Takes and returns the same.
+    """As find_largest_faces, with lower thresholds, for photos in which that finds nothing: the
+    most probable face of at least SECOND_FACE.
     """
     shorter = min(images.shape[1:3])
     scales = [scale for scale in pyramid(*images.shape[1:3]) if 12 / scale >= LARGE_FACE * shorter]
@@ -72,7 +73,8 @@ def look_again(mtcnn, images):
         return [[] for _ in images]
     found = detect(mtcnn, images, scales, 1, SECOND_THRESHOLDS)
     for faces in found:
-        large = [face for face in faces if shorter_side(face[0]) >= SECOND_FACE * shorter]
+        large = [((x0, y0, x1, y1), prob) for (x0, y0, x1, y1), prob in faces
+                 if min(x1 - x0, y1 - y0) >= SECOND_FACE * shorter]  # fmt: skip
         faces[:] = sorted(large, key=lambda face: -face[1])[:1]
     return found
 
@@ -243,10 +245,6 @@ def overlap(box, other):
     """The share of the smaller box, counted in whole pixels, that both cover."""
     corners = (*map(max, box[:2], other[:2]), *map(min, box[2:], other[2:]))
     return area(corners, 1) / min(area(box, 1), area(other, 1))
-
-
-def shorter_side(box):
-    return min(box[2] - box[0], box[3] - box[1])
 
 
 def area(box, extra=0):

@@ -25,7 +25,7 @@ pytest.importorskip("gradio")
 
 @pytest.fixture(scope="module")
 def address(runs_dir, tmp_path_factory):
-    """The address of a running demo, whose uploads go below the folder next to it."""
+    """The address of a running demo, and the folder of its temporary files."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -38,7 +38,8 @@ def address(runs_dir, tmp_path_factory):
     assert line.startswith(f"http://127.0.0.1:{port} ")
     yield f"http://127.0.0.1:{port}", folder
     process.terminate()
-    process.wait(30)
+    assert process.wait(30) == 143
+    assert not [path for path in folder.rglob("*") if path.is_file()]
 
 
 def visit(browser, address):
@@ -67,7 +68,7 @@ def table_of(browser):
 
 @pytest.fixture
 def pair(tmp_path):
-    """A photo with two faces, one of 12 megapixels with one, and their names."""
+    """The paths of a photo with two faces, and of one of 12 megapixels with one."""
     picture = Image.new("RGB", (900, 600), "gray")
     for x, face in zip((20, 480), FACES):
         picture.paste(Image.open(face).resize((384, 512)), (x, 40))
@@ -145,21 +146,28 @@ def test_hostile_uploads_get_a_sentence(browser, address, tmp_path):
 def test_large_upload_is_refused(address):
     url, _ = address
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
-    body = head + bytes(60_000_000) + b"\r\n--x--\r\n"
-    request = urllib.request.Request(f"{url}/gradio_api/upload", body)
-    request.add_header("Content-Type", "multipart/form-data; boundary=x")
-    with pytest.raises(urllib.error.URLError):  # an HTTP error, or a reset before all is sent
-        urllib.request.urlopen(request)
-    with urllib.request.urlopen(url) as page:
-        assert page.status == 200
+
+    def send(size):
+        request = urllib.request.Request(f"{url}/gradio_api/upload")
+        request.add_header("Content-Type", "multipart/form-data; boundary=x")
+        request.data = head + bytes(size) + b"\r\n--x--\r\n"
+        return urllib.request.urlopen(request).status
+
+    assert send(1000) == 200
+    with pytest.raises(urllib.error.URLError) as error:
+        send(60_000_000)
+    assert getattr(error.value, "code", 413) == 413  # or it was reset before all was sent
 
 
 def test_nothing_is_kept(browser, address):
     url, folder = address
     visit(browser, url)
     upload(browser, FACES[3])
+    wait = time.monotonic() + 30
+    while not [*folder.rglob(FACES[3].name)]:  # it was there
+        assert time.monotonic() < wait
     assert table_of(browser)["file"].tolist() == [FACES[3].name]
-    end = time.monotonic() + demo.SECONDS + 20
+    end = time.monotonic() + demo.UPLOAD_SECONDS + 20
     while found := [path for path in folder.rglob("*") if path.is_file()]:  # of all tests above
         assert time.monotonic() < end, found
         time.sleep(0.2)
@@ -168,9 +176,30 @@ def test_nothing_is_kept(browser, address):
 def test_refused(address, runs_dir, tmp_path):
     port = address[0].rpartition(":")[2]
     refused = run("-m", "ETC.demo", "--runs", runs_dir, "--port", port)
-    assert_refused(refused, f"--port {port}: can't be used", "choose another --port")
+    assert_refused(refused, f"--port {port}: in use", "choose another")
     assert_refused(run("-m", "ETC.demo", "--port", 65536), "65536 is not a port")
+    refused = run("-m", "ETC.demo", "--runs", runs_dir, "--host", "::1")
+    assert_refused(refused, "--host ::1: give a name")
     assert_refused(run("-m", "ETC.demo", "--runs", tmp_path / "none"), "none", "best.pth")
+
+
+def test_names_are_escaped_and_damaged_metadata_is_no_problem(tmp_path):
+    name = "<b>&amp;.png"
+    photo = io.BytesIO()
+    Image.open(FACES[0]).save(photo, "PNG")
+    head, chunk = photo.getvalue()[:33], b"\0\0\0\4gAMA\0\0\xb1\x8f\0\0\0\0"  # a wrong checksum
+    (tmp_path / name).write_bytes(head + chunk + photo.getvalue()[33:])
+
+    def classify_photos(paths, folder):
+        row = dict.fromkeys(demo.COLUMNS, 0.5)
+        row |= {"face": 1, "mask": "normal", "gender": "male", "age": "under30", "method": "mtcnn",
+                "photo": paths[0], "crop": FACES[0]}  # fmt: skip
+        return pd.DataFrame([row]), [f"{paths[0]}: odd"]
+
+    page = demo.answer([tmp_path / name], classify_photos, 64)
+    assert "<b>" not in page
+    assert "&lt;b&gt;&amp;amp;.png: odd" in page
+    assert str(tmp_path) not in page
 
 
 def test_boxes_are_drawn_where_the_table_has_them():

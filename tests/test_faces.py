@@ -12,6 +12,7 @@ from conftest import FACES, SHOTS, assert_refused, run, run_ok, write_jpeg
 from data.images import load_image
 from ETC import faces, portrait, sample, scene
 from ETC.masks import Head, choose_mask, face_light, wear
+from ETC.occluders import Layer, draw_hand
 from utils.cli import InputError
 
 # Age and random seed of drawn people of whose faces MTCNN is sure, men and women in turn.
@@ -230,6 +231,21 @@ def test_masks_cover_what_they_should(face, how):
         ), kind
         chin = mouth + (0.85 if how == "chin" else 0.55) * (mouth - eyes)  # it may hang below
         assert covered(chin) == (how != "eyes"), kind
+
+
+def test_a_hand_over_a_mask_has_the_colour_of_the_face(face):
+    photo, points = face
+    light = face_light(photo, points)
+    masked = photo.copy()
+    wear(masked, points, choose_mask(np.random.default_rng(4), "surgical"), "worn", 0.5, light,
+         np.random.default_rng(4))  # fmt: skip
+    for image in (photo.copy(), masked):
+        before = image.copy()
+        draw_hand(Layer(image, points, light), 0.5, np.random.default_rng(1))
+        hand = np.abs(image.astype(int) - before).sum(2) > 60
+        assert hand.mean() > 0.01
+        tone = np.median(image[hand], axis=0) / light.skin
+        assert np.ptp(tone) < 0.1
 
 
 def test_a_head_that_is_turned_bends_the_mask(face):

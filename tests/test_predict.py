@@ -108,11 +108,15 @@ def test_bad_photos_are_named_or_left_out(classify, photo, runs_dir, tmp_path, m
     assert len(classify(folder, "--skip-bad")[0]) == 1
     refused = run(*command, "--skip-bad", "--num-workers", 0, folder / "broken.jpg")
     assert_refused(refused, "broken.jpg", "no readable photos")
+    assert len(pd.read_csv(tmp_path / "x.csv")) == 0
+    assert not (tmp_path / "x_sheet.png").exists()  # of the table that was there
 
 
 @pytest.fixture
 def crowd(sample_dir, tmp_path, monkeypatch):
-    """A folder of 7 photos, of which one has two faces and one can't be read."""
+    """A folder of 7 photos, of which one has two faces and one can't be read; two are in work at
+    once.
+    """
     folder = tmp_path / "crowd"
     folder.mkdir()
     for number, file in enumerate(sorted((sample_dir / "eval/images").iterdir())[:5]):
@@ -122,11 +126,12 @@ def crowd(sample_dir, tmp_path, monkeypatch):
         pair.paste(Image.open(face).resize((384, 512)), (x, 0))
     pair.save(folder / "2, pair.png")
     (folder / "3 broken.jpg").write_bytes(b"no photo")
+    (folder / "4.jpg").rename(folder / "나.jpg")
     monkeypatch.setattr("ETC.predict.CHUNK", 2)
     return folder
 
 
-def test_killed_command_goes_on(crowd, runs_dir, tmp_path, monkeypatch):
+def test_killed_command_goes_on(crowd, runs_dir, tmp_path):
     output = tmp_path / "out.csv"
     command = ["-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0, "--all-faces",
                "--output", output]  # fmt: skip
@@ -142,12 +147,20 @@ def test_killed_command_goes_on(crowd, runs_dir, tmp_path, monkeypatch):
             assert output.read_text() == whole
             assert "6 photos, 7 faces" in done.stdout
             assert done.stderr.endswith("1 of 7 photos can't be read\n")
-    (crowd / "0.jpg").rename(crowd / "gone.jpg")
-    assert_refused(run(*command, "--resume"), "0.jpg is not among the photos", "--resume")
+    torn = whole.encode().index("나".encode()) + 1  # inside of a letter
+    output.write_bytes(whole.encode()[:torn])
+    run(*command, "--resume")
     assert output.read_text() == whole
-    output.write_text("a,b\n1,2\n")
-    assert_refused(run(*command, "--resume"), "out.csv", "no table of ETC.predict")
-    assert output.read_text() == "a,b\n1,2\n"
+    shutil.copy(crowd / "0.jpg", crowd / "1 new.jpg")
+    assert_refused(run(*command, "--resume"), "1.jpg is not the next photo here")
+    (crowd / "1 new.jpg").unlink()
+    (crowd / "0.jpg").rename(crowd / "gone.jpg")
+    assert_refused(run(*command, "--resume"), "0.jpg is not the next photo here", "--resume")
+    assert output.read_text() == whole
+    for foreign in ("a,b\n1,2\n", "file\nmine.jpg\n"):
+        output.write_text(foreign)
+        assert_refused(run(*command, "--resume"), "out.csv", "no table of ETC.predict")
+        assert output.read_text() == foreign
 
 
 def test_rows_are_written_as_they_come(crowd, runs_dir, tmp_path, monkeypatch):
@@ -175,6 +188,8 @@ def test_shards_concatenate_to_the_whole(crowd, runs_dir, tmp_path):
     assert joined["file"].tolist() == whole["file"].tolist()
     # Batches of another size may round another way.
     pd.testing.assert_frame_equal(joined, whole, check_dtype=False, rtol=0, atol=2e-6)
+    inside = *command[:-1], "--output", crowd / "x.csv", "--shard", "1/2"
+    assert_refused(run(*inside), "x.csv", "inside a searched folder")
     for wrong in ("0/3", "4/3", "1", "a/b"):
         assert_refused(run(*command, tmp_path / "x.csv", "--shard", wrong), wrong, "K/N")
 
@@ -197,6 +212,9 @@ def test_what_is_read_is_not_overwritten(photo, runs_dir, tmp_path):
     before = sheet.read_bytes()
     command = ["-m", "ETC.predict", "--runs", runs_dir, "--num-workers", 0, "--output"]
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/link").symlink_to(tmp_path, target_is_directory=True)
+    assert_refused(run(*command, tmp_path / "x.csv", tmp_path / "empty"), "would overwrite")
+    (tmp_path / "empty/link").unlink()
     for output, path, words in (
         (tmp_path / "x.csv", tmp_path, ["would overwrite", "x_sheet.png"]),
         (sheet, sheet, ["--output", "ends in .csv"]),
