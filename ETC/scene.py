@@ -106,8 +106,8 @@ class Backdrop:
 
 
 def complete(photo, points, rng):
-    """A face on a portrait: behind it a wall in the colours beside it, above it the rest of the
-    hair, below it neck and clothes. Returns the picture and the landmarks in it.
+    """A face on a portrait: behind it a wall, below it neck and clothes. Hair isn't drawn: networks
+    would learn genders and ages from it. Returns the picture and the landmarks in it.
     """
     eyes, _, down = face_frame(points)
     unit = np.float32(np.linalg.norm(down))
@@ -121,74 +121,34 @@ def complete(photo, points, rng):
     photo = cv2.warpAffine(photo, shift, FRAME, borderMode=cv2.BORDER_REPLICATE)
     points = (points - eyes) @ turn.T + origin
 
-    small = cv2.resize(photo, GRID, interpolation=cv2.INTER_AREA).astype(np.float32)
-    seen = cv2.resize(known, GRID, interpolation=cv2.INTER_AREA) > 250
     scene = Backdrop(unit / 2, origin / 2)
     x, y = scene.x, scene.y
-    ring = seen & ((np.abs(x) > 1.0) & (y < 0.8) | (y < -0.75))
-    skin, hair, wall_colour, side, is_long = colours_of(small, seen, ring, x, y)
-    # Else a wall begins where the photo ends: networks shouldn't learn ages from drawn hair.
-    with_hair = rng.random() < 0.5
-    if not with_hair or rng.random() < 0.15:
-        wall_colour = rng.uniform(60, 240) + rng.uniform(-14, 14, 3)
-    scene.image = draw_wall(wall_colour * rng.uniform(0.85, 1.1), rng)
-    if with_hair:  # what is beside the face goes on for a bit
-        near = np.dstack([small * ring[..., None], ring.astype(np.float32)])
-        near = cv2.resize(near, (GRID[0] // 4, GRID[1] // 4), interpolation=cv2.INTER_AREA)
-        near = cv2.resize(cv2.GaussianBlur(near, (0, 0), float(unit) / 32), GRID)
-        scene.image = (near[..., :3] + 0.3 * scene.image) / (near[..., 3:] + 0.3)
+    small = cv2.resize(photo, GRID, interpolation=cv2.INTER_AREA).astype(np.float32)
+    cheeks = [
+        np.median(small[(np.abs(x - at) < 0.18) & (np.abs(y - 0.62) < 0.2)], axis=0)
+        for at in (-0.5, 0.5)
+    ]
+    skin = np.mean(cheeks, axis=0)
+    # Where the light comes from: -0.3, the left, to 0.3.
+    side = float(np.clip((cheeks[1].sum() - cheeks[0].sum()) / (np.sum(cheeks) + 1), -0.3, 0.3))
+    scene.image = draw_wall(rng.uniform(55, 255) + rng.uniform(-14, 14, 3), rng)
     # Of a head that is turned aside, more is seen behind.
     behind = 1.3 * (origin[0] - points[2, 0]) / unit
     draw_body(scene, skin, side, 0.5 * behind, rng)
-    if with_hair:
-        draw_hair(scene, hair, is_long and rng.random() < 0.7, side, behind, rng)
-        draw_forehead(scene, small, seen, 0.3 * behind, rng)
     grey = scene.image.mean(2, keepdims=True)  # beside a black and white photo
     scene.image = grey + min(float(np.ptp(skin)) / 20, 1) * (scene.image - grey)
 
     picture = cv2.resize(scene.image, FRAME, interpolation=cv2.INTER_CUBIC)
     picture += 2 * grain(rng, *FRAME[::-1])
-    # Fade out towards the border of the photo.
+    # The photo fades out towards its border, and has round corners.
     edge = cv2.distanceTransform(cv2.copyMakeBorder(known, 1, 1, 1, 1, 0), cv2.DIST_L2, 3)
     alpha = smooth(edge[1:-1:2, 1:-1:2] / unit, 0, rng.uniform(0.12, 0.34))
-    if with_hair:
-        jaw = 1.5 - 0.55 * smooth(y, 0.7, 1.9)
-        outline, low, high = np.abs(x / jaw) ** 3 + np.abs((y - 0.2) / 1.85) ** 3, 0.6, 1.3
-    else:  # all of the photo but its corners
-        left, top, width, height = np.array(cv2.boundingRect(known), np.float32) / unit
-        x, y = x + origin[0] / unit - left - width / 2, y + origin[1] / unit - top - height / 2
-        outline = (2 * np.abs(x) / width) ** 5 + (2 * np.abs(y) / height) ** 5
-        low, high = rng.uniform(0.35, 0.7), 1.1
-    alpha = cv2.resize(np.float32(alpha * (1 - smooth(outline, low, high))), FRAME)
-    picture += alpha[..., None] * (photo - picture)
+    left, top, width, height = np.array(cv2.boundingRect(known), np.float32) / unit
+    x, y = x + origin[0] / unit - left - width / 2, y + origin[1] / unit - top - height / 2
+    outline = (2 * np.abs(x) / width) ** 5 + (2 * np.abs(y) / height) ** 5
+    alpha *= 1 - smooth(outline, rng.uniform(0.35, 0.7), 1.1)
+    picture += cv2.resize(np.float32(alpha), FRAME)[..., None] * (photo - picture)
     return np.clip(picture, 0, 255).astype(np.uint8), points
-
-
-def colours_of(photo, seen, ring, x, y):
-    """The colours of skin, hair and what is behind, float32 (3,); where the light comes from, from
-    -0.3, the left, to 0.3; and whether the hair is long.
-
-    photo: float32 (H, W, 3) on the grid of x and y; seen: where it is known; ring: around the face.
-    """
-    cheeks = [
-        np.median(photo[(np.abs(x - at) < 0.18) & (np.abs(y - 0.62) < 0.2)], axis=0)
-        for at in (-0.5, 0.5)
-    ]
-    skin = np.mean(cheeks, axis=0)
-    side = float(np.clip((cheeks[1].sum() - cheeks[0].sum()) / (np.sum(cheeks) + 1), -0.3, 0.3))
-    beside = photo[ring] if ring.any() else photo.reshape(-1, 3)
-    top = seen & (y < -0.65) & (np.abs(x) < 0.75)
-    top = photo[top] if top.any() else beside
-    # Hair is darker than the skin, or of another colour; failing both, all above is taken.
-    darker, other = top.sum(1) < 0.72 * skin.sum(), np.abs(top - skin).sum(1) > 60
-    hairy = next((which for which in (darker, other) if which.mean() > 0.1), np.ones_like(darker))
-    hairs = top[hairy][np.argsort(top[hairy].sum(1))]
-    hair = np.median(hairs[: 1 + len(hairs) // 2], axis=0)
-    low = photo[seen & (np.abs(y - 1.1) < 0.15) & (np.abs(np.abs(x) - 1.1) < 0.15)]
-    is_long = len(low) > 0 and np.abs(np.median(low, axis=0) - hair).sum() < 60
-    tones = beside.sum(1)
-    behind = np.median(beside[tones >= np.percentile(tones, 70)], axis=0)
-    return skin, hair, behind, side, is_long
 
 
 def known_pixels(photo):
@@ -246,48 +206,6 @@ def draw_body(scene, skin, side, lean, rng):
         for collar in (half, half * MIRROR):
             scene.paint(np.add(collar, (lean, 0.05)), fabric * np.float32(0.6), 1.4)
             scene.paint(np.add(collar, (lean, 0)), tone * np.clip(cloth * 1.12 + 8, 0, 250), 0.8)
-
-
-def draw_hair(scene, hair, is_long, side, shift, rng):
-    """The top of the head and, where the photo shows long hair, what hangs down beside the neck.
-
-    hair: RGB; side: where the light comes from, -0.3 to 0.3; shift: x of the middle, in face units.
-    """
-    x, y = scene.x - np.float32(shift), scene.y
-    angle = np.arctan2(x, y + rng.uniform(2.4, 3.4)) + rng.uniform(0, 0.04) * np.sin(4 * y + 3 * x)
-    strands = rng.normal(size=(1, 1024)).astype(np.float32)
-    strands = cv2.GaussianBlur(strands, (0, 0), rng.uniform(2, 5))[0]
-    strands = strands[(angle * 200).astype(int) % 1024] / strands.std()
-    height, width = rng.uniform(1.6, 1.85), rng.uniform(1.1, 1.24)
-    tone = 1 + rng.uniform(0.04, 0.1) * strands + np.float32(0.6 * side) * x
-    tone += 0.2 * np.exp(-(((y + 0.8 * height) / 0.25) ** 2))
-    tone -= 0.3 * smooth(x * x / width**2 + y * y / height**2, 0.6, 1.0)
-    layer = np.float32(hair + 8) * tone[..., None]
-    half = ((0, -height), (0.5, -height), (0.9 * width, -1.35), (width, -0.75), (width, -0.2))
-    scene.paint(np.add(symmetric(*half, (0, -0.2)), (shift, 0)), layer, 0.04 * scene.unit)
-    if is_long:
-        ends = rng.uniform(1.7, 3.2, 2)
-        for flip, end in zip((-1, 1), ends):
-            lock = [(width - 0.1, -0.6), (width + 0.1, 0.3), (width + 0.14, end - 0.4), (1.0, end)]
-            lock = np.array([*lock, (0.62, end - 0.3), (0.7, 0.6)]) * (flip, 1) + (shift, 0)
-            scene.paint(
-                lock, layer * (1 - 0.25 * smooth(y, 0.5, end))[..., None], 0.05 * scene.unit
-            )
-
-
-def draw_forehead(scene, photo, seen, shift, rng):
-    """What the upper edge of the photo shows goes on up to the hairline."""
-    row = int(np.argmax(seen[:, int(scene.origin[0])])) + 1
-    edge = float(scene.y[row, 0])
-    if edge < -1.2:
-        return
-    colours = photo[row : row + max(2, int(0.1 * scene.unit))].mean(0, keepdims=True)
-    colours = cv2.GaussianBlur(colours, (0, 0), 0.12 * scene.unit)
-    shade = 1 - 0.3 * smooth(edge - scene.y, 0, 0.5)
-    middle = min(edge - 0.05, rng.uniform(-1.2, -1.0))
-    half = ((0, middle), (0.4, middle + 0.02), (0.7, 0.6 * middle + 0.4 * edge), (0.8, edge + 0.3))
-    outline = np.add(symmetric(*half, (0, edge + 0.3)), (shift, 0))
-    scene.paint(outline, colours * shade[..., None], 0.06 * scene.unit)
 
 
 def shoot(image, points, mask, how, male, blur, rng):
