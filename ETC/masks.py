@@ -287,7 +287,7 @@ def place(points, how, rng):
         top, bottom = max(rng.uniform(0.78, 1.1), nose + 0.18), rng.uniform(1.85, 2.4)
     elif how == "chin":
         top, bottom = rng.uniform(1.25, 1.8), rng.uniform(2.1, 2.6)
-        half *= rng.uniform(0.8, 1.0)
+        half *= rng.uniform(0.85, 1.1)
     else:
         top, bottom = rng.uniform(-0.85, -0.4), rng.uniform(0.38, 0.72)
     return top, bottom, half
