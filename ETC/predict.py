@@ -61,6 +61,10 @@ def find_photos(paths, left_out, ignored=None):
         is_folder = path.is_dir()
         for file in list_files(path, folders):
             found, others = pick_photos([file]) if is_folder else ([file], [])
+            if os.path.isdir(
+                file
+            ):  # and can't be listed: named later, as photos that can't be read
+                found, others = [file], []
             left_out += others
             for photo in found:
                 real = os.path.realpath(photo)
@@ -90,7 +94,7 @@ def list_files(path, seen):
                 seen.add(real)
                 try:
                     inside.append(map(path.joinpath, sorted(os.listdir(path))))
-                except OSError:  # left out with a word, as it can't be read
+                except OSError:
                     yield path
 
 
@@ -326,7 +330,8 @@ def get_args_parser():
     add("--all-faces", action="store_true",
         help="classify every face of a photo (default: the largest)")
     add("--resume", action="store_true",
-        help="go on with an --output that a killed command left (default: start over)")
+        help="go on with an --output that the same command left when it was killed (default: "
+             "start over)")
     add("--shard", type=shard, metavar="K/N",
         help="classify the K-th of N equal shares of the photos, in their order (default: all)")
     cli.add_prediction_arguments(add)

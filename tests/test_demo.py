@@ -129,7 +129,7 @@ def test_hostile_uploads_get_a_sentence(browser, address, tmp_path):
     names = ["page.jpg", "cut.jpg", "nothing.png", "bomb.png"]
     visit(browser, url)
     upload(browser, *(tmp_path / name for name in names), FACES[2])
-    lines = [element.text for element in wait_for(browser, ".mag .bad")]
+    lines = [element.text for element in wait_for(browser, ".mag-bad")]
     assert len(lines) == 4
     for name in names:
         [line] = [line for line in lines if line.startswith(f"{name}: ")]
@@ -139,7 +139,7 @@ def test_hostile_uploads_get_a_sentence(browser, address, tmp_path):
     assert table_of(browser)["file"].tolist() == [FACES[2].name]
     visit(browser, url)
     upload(browser, tmp_path / "cut.jpg")  # nothing else
-    wait_for(browser, ".mag .bad")
+    wait_for(browser, ".mag-bad")
     assert not browser.find_elements(By.CSS_SELECTOR, ".mag-csv")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -192,6 +193,23 @@ def test_shards_concatenate_to_the_whole(crowd, runs_dir, tmp_path):
     assert_refused(run(*inside), "x.csv", "inside a searched folder")
     for wrong in ("0/3", "4/3", "1", "a/b"):
         assert_refused(run(*command, tmp_path / "x.csv", "--shard", wrong), wrong, "K/N")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(crowd, runs_dir, tmp_path, monkeypatch):
+    (crowd / "locked").mkdir()
+
+    def refuse(folder):
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return listdir(folder)
+
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", refuse)
+    done = run("-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0,
+               "--output", tmp_path / "out.csv")  # fmt: skip
+    assert done.returncode == 1
+    assert "locked: not a readable image" in done.stderr
+    assert "2 of 8 photos can't be read" in done.stderr
 
 
 def test_linked_folders_are_followed_once(classify, photo, tmp_path):
