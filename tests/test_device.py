@@ -96,7 +96,7 @@ def test_two_processes_crop_and_train_as_one_does(sample_dir, tmp_path):
     # Not closer: each process draws its own dropout, which alone moves this loss by 6 %, and on a
     # CPU its batch norms see its own half of a batch alone.
     logs = [pd.read_csv(folder / "log.csv") for folder in (one, two)]
-    np.testing.assert_allclose(logs[1]["train_loss"], logs[0]["train_loss"], rtol=0.1)
+    np.testing.assert_allclose(logs[1]["train_loss"], logs[0]["train_loss"], rtol=0.15)
     np.testing.assert_allclose(logs[1]["val_loss"], logs[0]["val_loss"], rtol=0.15)
 
 
