@@ -60,11 +60,9 @@ def find_photos(paths, left_out, ignored=None):
     for path in map(Path, paths):
         is_folder = path.is_dir()
         for file in list_files(path, folders):
-            found, others = pick_photos([file]) if is_folder else ([file], [])
-            if os.path.isdir(
-                file
-            ):  # and can't be listed: named later, as photos that can't be read
-                found, others = [file], []
+            found, others = [file], []
+            if is_folder and not os.path.isdir(file):  # one that can't be listed is named later
+                found, others = pick_photos([file])
             left_out += others
             for photo in found:
                 real = os.path.realpath(photo)
