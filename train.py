@@ -195,7 +195,8 @@ def parse_args():
     """Parse the command line, fill in the head's defaults, check what argparse can't."""
     parser = get_args_parser()
     args = parser.parse_args()
-    defaults = {"schedule": config.SCHEDULE, "tta": config.TTA, **config.DEFAULTS[args.target]}
+    defaults = {"model": config.MODEL, "schedule": config.SCHEDULE, "tta": config.TTA,
+                **config.DEFAULTS[args.target]}  # fmt: skip
     for name, value in (defaults | config.RECIPES[args.recipe][args.target]).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -232,7 +233,8 @@ def get_args_parser():
     # fmt: off
     parser.add_argument("--target", choices=config.CLASSES, required=True, help="which head")
     parser.add_argument("--recipe", choices=config.RECIPES, default=config.RECIPE,
-        help="seed: the original's defaults; best: what measured better (default: %(default)s)")
+        help="seed: the original's defaults; best: what measured better; max: best with a larger "
+        "network (default: %(default)s)")
 
     add = parser.add_argument_group("data").add_argument
     cli.add_data_arguments(add)
@@ -255,8 +257,8 @@ def get_args_parser():
         help="decode and resize crops in each epoch (default: once, to a file beside the crops)")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", type=network_name, default=config.MODEL, metavar="NAME",
-        help=f"{MODELS_HELP} (default: %(default)s)")
+    add("--model", type=network_name, metavar="NAME",
+        help=f"{MODELS_HELP} (default: {config.MODEL}, or the recipe's)")
     add("--resize", type=cli.input_size, default=config.RESIZE,
         help="side of the network's input in pixels, 64 to 4096 (default: %(default)s)")
     add("--weights", metavar="FILE", help="state dict to start from (default: ImageNet weights)")

@@ -59,7 +59,7 @@ from models.network import EFFICIENTNETS, build_network, network_name, normaliza
 from train import describe_head, train_one_epoch
 from utils import cli
 from utils.cli import InputError
-from utils.device import choose_kernels, pick_device, pick_precision
+from utils.device import pick_device, pick_precision
 from utils.files import check_output, write_csv
 from utils.metrics import classification_scores
 
@@ -152,7 +152,7 @@ def original_loader(job, augment):
 
 def original_network(job):
     """The package's own network, with its own defaults; of others, this repository's in NCHW."""
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    torch.backends.cudnn.deterministic = True
     if job.model not in EFFICIENTNETS:
         network = build_network(job.model, 3, job.resize).to(memory_format=torch.contiguous_format)
         return network.to(job.device)
@@ -337,7 +337,6 @@ def peak_memory(has_ended):
 def measure_here(benchmark, name, job):
     """Time a workload in this process: returns (seconds, megabytes of the GPU, its result)."""
     multiprocessing.set_start_method(None, force=True)  # loaders start workers as usual
-    choose_kernels(deterministic=False)
     prepare = WORKLOADS[benchmark][name]
     work = prepare(job)
     warm_up = work

@@ -218,14 +218,21 @@ def pytest_unconfigure(config):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(tmp_path_factory):
+    """Chromium, whose camera sees the first of FACES."""
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not (binary and driver):  # Selenium would download one
         pytest.skip("chromium and chromedriver are needed: apt install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
+    camera = tmp_path_factory.mktemp("camera") / "face.mjpeg"
+    camera.write_bytes(FACES[0].read_bytes())
+    for argument in (
+        "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900",
+        "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-video-capture={camera}",
+    ):  # fmt: skip
         options.add_argument(argument)
     browser = webdriver.Chrome(options, Service(driver))
     yield browser

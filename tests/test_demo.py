@@ -102,6 +102,19 @@ def test_answers_are_those_of_predict(browser, address, pair, runs_dir, tmp_path
     wait_for(browser, "input[type=file]")  # for the next photo
 
 
+def test_a_photo_of_the_camera(browser, address):
+    visit(browser, address[0])
+    buttons = wait_for(browser, "button")
+    [access] = [button for button in buttons if button.text == "Click to Access Webcam"]
+    access.click()
+    [capture] = wait_for(browser, "button[aria-label='capture photo']")
+    time.sleep(1)  # the camera's first picture
+    capture.click()
+    assert table_of(browser)["method"].tolist() == ["mtcnn"]
+    [face] = browser.find_elements(By.CSS_SELECTOR, ".mag .face")
+    assert len(face.find_elements(By.CSS_SELECTOR, "dt.answer")) == 3
+
+
 def test_two_visitors_at_once(browser, address):
     url, _ = address
     tabs = [browser.current_window_handle]

@@ -48,10 +48,13 @@ def test_the_recipes_are_defaults_that_arguments_override(monkeypatch, target, e
     expected |= {"model": "efficientnet-b3", "resize": 224, "batch_size": 64, "seed": 777,
                  "schedule": "constant", "tta": "none", "age_border": 59}  # fmt: skip
     assert expected.items() <= vars(original).items()
-    changed = config.RECIPES["best"][target]
-    best = vars(parse(monkeypatch, "--target", target, "--recipe", "best"))
-    assert best == {**vars(original), "recipe": "best", **changed}
-    assert parse(monkeypatch, "--target", target, "--recipe", "best", "--lr", 5e-4).lr == 5e-4
+    for recipe in ("best", "max"):
+        changed = config.RECIPES[recipe][target]
+        chosen = parse(monkeypatch, "--target", target, "--recipe", recipe)
+        assert vars(chosen) == {**vars(original), "recipe": recipe, **changed}
+        assert parse(monkeypatch, "--target", target, "--recipe", recipe, "--lr", 5e-4).lr == 5e-4
+        command = ("--target", target, "--recipe", recipe, "--model", "efficientnet-b0")
+        assert parse(monkeypatch, *command).model == "efficientnet-b0"
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,9 @@ def pick_precision(name, device):
 
 
 def choose_kernels(deterministic):
-    """On a GPU, try which kernels are fastest, or use those that always give the same bits."""
-    torch.backends.cudnn.benchmark = not deterministic
+    """On a GPU, let cuDNN choose kernels, or use those that always give the same bits."""
+    # Not cudnn.benchmark: it doubles the first step's time for every batch size, and no later step
+    # was faster (ETC/MACHINES.md).
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
         torch.use_deterministic_algorithms(True, warn_only=True)
