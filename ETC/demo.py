@@ -17,7 +17,6 @@ import contextlib
 import importlib.util
 import os
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -220,7 +219,6 @@ def main():
                               device=device, precision=precision)  # fmt: skip
     side = max(side for side, _ in views)
     answer_photos = partial(answer, classify_photos=classify_photos, side=side)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that folders are removed then too
     with tempfile.TemporaryDirectory() as folder:
         uploads, taken = Path(folder, "uploads"), Path(folder, "taken")
         uploads.mkdir()

@@ -58,8 +58,8 @@ DEFAULTS = {
 SCHEDULE = "constant"
 TTA = "none"
 
-# What --recipe changes in these: nothing for "seed", the original's; "best" is what measured better,
-# "max" what scored highest, on a GPU (ETC/EXPERIMENTS.md).
+# What --recipe changes in these: nothing for "seed", the original's; "best" is what measured
+# better, "max" what scored highest, on a GPU (ETC/EXPERIMENTS.md).
 TUNED = {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"}
 BEST = {
     "mask": {"augment": "wide"},

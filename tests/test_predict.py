@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from conftest import FACES, assert_refused, run, run_ok
+from conftest import FACES, ROOT, assert_refused, run, run_ok
 from ETC import predict
 from ETC.sheet import COLORS, SIDE, draw_sheet
 
@@ -162,6 +165,21 @@ def test_killed_command_goes_on(crowd, runs_dir, tmp_path):
         output.write_text(foreign)
         assert_refused(run(*command, "--resume"), "out.csv", "no table of ETC.predict")
         assert output.read_text() == foreign
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
+def test_a_terminated_command_leaves_no_crops(sample_dir, runs_dir, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    command = [sys.executable, "-m", "ETC.predict", sample_dir / "train/images", "--runs", runs_dir,
+               "--num-workers", "1", "--output", tmp_path / "out.csv"]  # fmt: skip
+    variables = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    process = subprocess.Popen(command, cwd=ROOT, env=variables)
+    while not [*(tmp_path / "temporary").rglob("*.jpg")]:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert not [*(tmp_path / "temporary").iterdir()]
 
 
 def test_rows_are_written_as_they_come(crowd, runs_dir, tmp_path, monkeypatch):

@@ -42,12 +42,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run(main, on_interrupt="nothing was written"):
     """Call main() and exit as all scripts do: bad input, a full disk and a lack of memory end in
-    one line on stderr and status 2, Ctrl-C in a line and status 130.
+    one line on stderr and status 2, Ctrl-C in a line and status 130, SIGTERM in status 143.
 
     on_interrupt: what the line for Ctrl-C says about going on.
     """
     if hasattr(sys.stdout, "reconfigure"):  # a file name may hold letters the terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
+    # A scheduler's signal; by default Python would leave temporary folders behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with AT_END:
             main()
@@ -81,6 +83,7 @@ def fail(message):
 def start_worker(*_):
     """Prepare a worker process: Ctrl-C is for the main one, and cores are for other workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
