@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -167,8 +168,9 @@ def test_killed_command_goes_on(crowd, runs_dir, tmp_path):
         assert output.read_text() == foreign
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
-def test_a_terminated_command_leaves_no_crops(sample_dir, runs_dir, tmp_path):
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_command_leaves_no_crops(sample_dir, runs_dir, tmp_path, number, status):
     (tmp_path / "temporary").mkdir()
     command = [sys.executable, "-m", "ETC.predict", sample_dir / "train/images", "--runs", runs_dir,
                "--num-workers", "1", "--output", tmp_path / "out.csv"]  # fmt: skip
@@ -177,8 +179,8 @@ def test_a_terminated_command_leaves_no_crops(sample_dir, runs_dir, tmp_path):
     while not [*(tmp_path / "temporary").rglob("*.jpg")]:
         assert process.poll() is None
         time.sleep(0.01)
-    process.terminate()
-    assert process.wait(60) == 143
+    process.send_signal(number)
+    assert process.wait(60) == status
     assert not [*(tmp_path / "temporary").iterdir()]
 
 

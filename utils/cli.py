@@ -48,8 +48,10 @@ def run(main, on_interrupt="nothing was written"):
     """
     if hasattr(sys.stdout, "reconfigure"):  # a file name may hold letters the terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
-    # A scheduler's signal; by default Python would leave temporary folders behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number, default in ((signal.SIGINT, signal.default_int_handler),
+                            (signal.SIGTERM, signal.SIG_DFL)):  # fmt: skip
+        if signal.getsignal(number) == default:  # not ignored, as behind nohup
+            signal.signal(number, stop)
     try:
         with AT_END:
             main()
@@ -72,6 +74,20 @@ def run(main, on_interrupt="nothing was written"):
     except KeyboardInterrupt:
         print(f"interrupted; {on_interrupt}", file=sys.stderr)
         sys.exit(130)
+
+
+def stop(number, _):
+    """Handle SIGINT or SIGTERM, the signal of schedulers: end the worker processes, which could
+    still write to temporary folders, and then the command, which removes them.
+    """
+    if hasattr(signal, "SIGCHLD"):  # not on Windows; PyTorch's handler reports ended workers
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(143)
 
 
 def fail(message):
