@@ -119,8 +119,8 @@ def main():
     torch.manual_seed(args.seed)
     start_from = (None, False) if last else (args.weights, not args.no_pretrained)
     age_border = args.age_border if args.loss == "age_distribution" else 0
-    network = build_network(args.model, len(classes), args.resize, *start_from, age_border)
-    network = network.to(device)
+    network = build_network(args.model, len(classes), args.resize, *start_from, age_border,
+                            args.bn_momentum).to(device)  # fmt: skip
     if world_size() > 1 and device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
@@ -196,7 +196,7 @@ def parse_args():
     parser = get_args_parser()
     args = parser.parse_args()
     defaults = {"model": config.MODEL, "schedule": config.SCHEDULE, "tta": config.TTA,
-                **config.DEFAULTS[args.target]}  # fmt: skip
+                "bn_momentum": config.BN_MOMENTUM, **config.DEFAULTS[args.target]}  # fmt: skip
     for name, value in (defaults | config.RECIPES[args.recipe][args.target]).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -271,6 +271,9 @@ def get_args_parser():
         help=f"cosine: rises for a tenth of all steps, then falls (default: {config.SCHEDULE})")
     add("--tta", choices=("none", "flip"),
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
+    add("--bn-momentum", type=cli.number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1"),
+        help="share of a step's statistics in those that batch norms keep for val and test "
+        f"(default: {config.BN_MOMENTUM}, or the recipe's)")
     add("--batch-size", type=cli.positive_int, default=config.BATCH_SIZE,
         help="images per step (default: %(default)s)")
     add("--loss", choices=LOSSES, help=f"loss (default: {by_head('loss')})")

