@@ -33,7 +33,7 @@ LOSSES = {
     "label_smoothing": F.cross_entropy,  # a share of each target spread over all classes
     "f1": soft_f1_loss,
     "ce_f1": ce_f1_loss,
-    "age_distribution": age_distribution_loss,  # its logits and targets are ages in years
+    "age_distribution": age_distribution_loss,  # a logit for each age; targets are ages in years
 }
 
 

@@ -16,7 +16,7 @@ from models.inference import build_members, pick_backend, predict
 from utils import cli
 from utils.checkpoint import find_checkpoints
 from utils.cli import InputError
-from utils.device import choose_kernels, is_first, join_processes, pick_precision
+from utils.device import is_first, join_processes, pick_precision, use_deterministic_kernels
 from utils.files import check_output, write_csv
 from utils.metrics import classification_scores
 
@@ -25,7 +25,8 @@ def main():
     args = get_args_parser().parse_args()
     device = join_processes(args.device)
     precision = pick_precision(args.precision, device)
-    choose_kernels(args.deterministic)
+    if args.deterministic:
+        use_deterministic_kernels()
     backend = pick_backend(args.backend, device, precision)
     checkpoints = find_checkpoints(args.runs)
     info, files = read_info(args.data_dir)

@@ -30,7 +30,6 @@ from models.network import (
 from utils import cli, runs
 from utils.cli import InputError
 from utils.device import (
-    choose_kernels,
     gather,
     gather_batches,
     is_first,
@@ -39,6 +38,7 @@ from utils.device import (
     progress_off,
     rank,
     share_buffers,
+    use_deterministic_kernels,
     world_size,
 )
 from utils.metrics import classification_scores
@@ -46,7 +46,11 @@ from utils.plots import save_plots
 
 
 def train_one_epoch(network, loader, criterion, optimizer, scaler, rates, pixel_stats, precision):
-    """One pass over loader; rates: the learning rate of each step. Returns the mean loss."""
+    """One pass over loader. Returns the mean loss.
+
+    rates: the learning rate of each step; pixel_stats: mean and standard deviation of normalize,
+    float32 (2, 3), on the network's device; precision: of autocast, a dtype.
+    """
     device = pixel_stats.device
     network.train()
     total, count = torch.zeros((), device=device, dtype=torch.float64), 0
@@ -102,7 +106,8 @@ def main():
     args = parse_args()
     device = join_processes(args.device)
     precision = pick_precision(args.precision, device)
-    choose_kernels(args.deterministic)
+    if args.deterministic:
+        use_deterministic_kernels()
     if args.batch_size % world_size():
         raise InputError(f"--batch-size {args.batch_size}: use a multiple of {world_size()}, the "
                          "number of processes")  # fmt: skip
@@ -233,8 +238,9 @@ def get_args_parser():
     # fmt: off
     parser.add_argument("--target", choices=config.CLASSES, required=True, help="which head")
     parser.add_argument("--recipe", choices=config.RECIPES, default=config.RECIPE,
-        help="seed: the original's defaults; best: what measured better; max: best with a larger "
-        "network (default: %(default)s)")
+        help="whose defaults the arguments below have: seed, the original's, as given there; best, "
+        "what measured better; max, best with EfficientNet-B4 for gender and age (default: "
+        "%(default)s)")
 
     add = parser.add_argument_group("data").add_argument
     cli.add_data_arguments(add)
@@ -252,13 +258,15 @@ def get_args_parser():
         "age_distribution, in predictions (default: %(default)s)")
     add("--label-fixes", metavar="FILE",
         help="CSV that corrects labels, data/label_fixes.csv for the competition's (default: none)")
-    add("--augment", choices=AUGMENTATIONS, help="augmentation (default: the head's own)")
+    add("--augment", choices=AUGMENTATIONS,
+        help="light: what a camera changes; wide: for photos from other sources as well; mask, "
+        "gender, age: the original's (default: the head's own)")
     add("--no-cache", action="store_true",
         help="decode and resize crops in each epoch (default: once, to a file beside the crops)")
 
     add = parser.add_argument_group("network").add_argument
     add("--model", type=network_name, metavar="NAME",
-        help=f"{MODELS_HELP} (default: {config.MODEL}, or the recipe's)")
+        help=f"{MODELS_HELP} (default: {config.MODEL})")
     add("--resize", type=cli.input_size, default=config.RESIZE,
         help="side of the network's input in pixels, 64 to 4096 (default: %(default)s)")
     add("--weights", metavar="FILE", help="state dict to start from (default: ImageNet weights)")
@@ -273,7 +281,7 @@ def get_args_parser():
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
     add("--bn-momentum", type=cli.number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1"),
         help="share of a step's statistics in those that batch norms keep for val and test "
-        f"(default: {config.BN_MOMENTUM}, or the recipe's)")
+        f"(default: {config.BN_MOMENTUM})")
     add("--batch-size", type=cli.positive_int, default=config.BATCH_SIZE,
         help="images per step (default: %(default)s)")
     add("--loss", choices=LOSSES, help=f"loss (default: {by_head('loss')})")

@@ -36,7 +36,7 @@ from models.inference import build_members, pick_backend
 from utils import cli
 from utils.checkpoint import find_checkpoints
 from utils.cli import InputError
-from utils.device import pick_device, pick_precision
+from utils.device import pick_device, pick_precision, use_deterministic_kernels
 
 SHOWN_SIDE = 720  # px: the longer side of a photo on the page
 MAX_PHOTOS = 50  # at once
@@ -133,8 +133,8 @@ def sweep(uploads, taken):
     """
     while True:
         time.sleep(UPLOAD_SECONDS / 4)
-        with contextlib.suppress(OSError):  # a folder is gone, or made again
-            for path in [*uploads.iterdir(), *taken.iterdir()]:
+        for path in [*uploads.glob("*"), *taken.glob("*")]:
+            with contextlib.suppress(OSError):  # it is gone, or made again
                 status, is_folder = path.stat(), path.is_dir()
                 arrived = path.parent == uploads and (is_folder or not status.st_size)
                 limit = UPLOAD_SECONDS if arrived else ABANDONED_SECONDS
@@ -201,7 +201,8 @@ def serve(page, host, port):
             "choose another"
         ) from error
     print(f"http://{host}:{port} - end with Ctrl-C", flush=True)
-    page.block_thread()
+    while True:  # unlike Gradio's block_thread, this ends as all commands do
+        time.sleep(60)
 
 
 def main():
@@ -210,6 +211,8 @@ def main():
         raise InputError("gradio: not installed; python -m pip install -r requirements-look.txt")
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
+    if args.deterministic:
+        use_deterministic_kernels()
     backend = pick_backend(args.backend, device, precision)
     checkpoints = find_checkpoints(args.runs)
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
@@ -251,4 +254,4 @@ def get_args_parser():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "the page is closed")

@@ -37,7 +37,7 @@ from models.inference import build_members, pick_backend, predict
 from utils import cli
 from utils.checkpoint import find_checkpoints
 from utils.cli import InputError
-from utils.device import choose_kernels, pick_device, pick_precision, progress_off
+from utils.device import pick_device, pick_precision, progress_off, use_deterministic_kernels
 from utils.files import atomic_write, check_output, write_csv
 
 CHUNK = 512  # photos in work at once: what a killed command did in vain, at most
@@ -122,14 +122,13 @@ def classify(args, photos, folder, settings, members, views, device, precision):
     """The table predictions.csv of a list of photos, with the columns photo and crop: their paths
     and those of the faces, which are written to folder. And a line for each photo that is damaged.
 
-    args: as for crop_faces, with all_faces, batch_size and deterministic; settings: as for it too;
+    args: as for crop_faces, with all_faces and batch_size; settings: as for it too;
     members, views: from build_members.
     """
     columns = [*COLUMNS, "photo", "crop"]
     faces, damaged = crop_faces(args, photos, folder, settings, device, args.all_faces)
     if faces.empty:
         return pd.DataFrame(columns=columns), damaged
-    choose_kernels(args.deterministic)
     crops = CropFiles(faces["crop"].tolist())
     dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
     loader = build_loader(dataset, args.batch_size, args.num_workers, device)
@@ -252,6 +251,8 @@ def main():
     args = get_args_parser().parse_args()
     device = pick_device(args.device)
     precision = pick_precision(args.precision, device)
+    if args.deterministic:
+        use_deterministic_kernels()
     backend = pick_backend(args.backend, device, precision)
     checkpoints = find_checkpoints(args.runs)
     output = Path(args.output)
@@ -314,7 +315,8 @@ def add_photo_arguments(add):
     add("photos", nargs="+", metavar="PATH",
         help="photos, and folders that are searched for photos")
     add("--skip-bad", action="store_true",
-        help="exit with status 0 though photos can't be read (default: 1, after the others)")
+        help="photos that can't be read are left out anyway; exit with status 0 all the same "
+             "(default: 1)")
     add_crop_batch_size(add)
     cli.add_machine_arguments(add)
 

@@ -84,7 +84,7 @@ def crop_settings(args, files, device):
     """
     settings = {name: getattr(args, name) for name in config.CROP}
     stored, _ = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
-    if "face_width" not in stored or stored != {**stored, **settings}:
+    if "face_width" not in stored or not settings.items() <= stored.items():
         detector, widths = detector_of_process(device), []
         for file in random.Random(0).sample(files, min(len(files), MEASURED)):
             image, _, _ = read_image(Path(args.data_dir) / "train" / "images" / file)
@@ -334,7 +334,8 @@ def add_crop_arguments(parser):
     """Add the arguments that decide how photos are cropped."""
     add = parser.add_argument_group("face crops, in pixels of a photo of 384 x 512").add_argument
     add("--min-face-size", type=cli.positive_int, default=config.CROP["min_face_size"],
-        help="smallest face that the first look is for (default: %(default)s)")
+        help="smallest face that the first look is for, in the photo's own pixels (default: "
+             "%(default)s)")
     add("--margin-x", type=cli.natural_int, default=config.CROP["margin_x"],
         help="added left and right of the face's box (default: %(default)s)")
     add("--margin-y", type=cli.natural_int, default=config.CROP["margin_y"],

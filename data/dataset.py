@@ -77,7 +77,7 @@ class FaceDataset(Dataset):
 
     def __getitem__(self, i):
         crop, epoch = self.crops[i], self.epoch.item()
-        # Views count from 1: numpy takes [1, 2] and [1, 2, 0] for the same seed.
+        # Views count from 1, so that seeds give the pixels that they always gave.
         images = (
             torch.from_numpy(augment(steps, resize(crop, side), [self.seed, epoch, i, view]))
             for view, (side, steps) in enumerate(self.views, start=1)

@@ -76,11 +76,12 @@ def build_members(checkpoints, device, backend, tta=None, age_views=0):
     members, views = {target: [] for target in checkpoints}, []
     for target, head in checkpoints.items():
         for checkpoint in head:
-            seen = [(checkpoint["resize"], "none", 0)]
+            side = checkpoint["resize"]
+            seen = [(side, "none", 0)]  # the last, a number, keeps equally augmented views apart
             if target == "age" and age_views:
                 if checkpoint["augment"] == "none":
                     raise InputError(f"--age-views: {checkpoint['path']} has --augment none")
-                seen += [(seen[0][0], checkpoint["augment"], 1 + i) for i in range(age_views)]
+                seen += [(side, checkpoint["augment"], 1 + i) for i in range(age_views)]
             views += [view for view in seen if view not in views]
             predictor = build_predictor(checkpoint, device, backend, tta)
             members[target].append((predictor, [views.index(view) for view in seen]))

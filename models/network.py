@@ -125,10 +125,7 @@ def build_torchvision(name, resize, pretrained):
     if name.startswith("vit_"):
         options, step = {"image_size": resize}, int(name[-2:])  # the side of its patches
     elif name == "maxvit_t":
-        options, step = (
-            {"input_size": (resize, resize)},
-            224,
-        )  # its windows are 7 cells of 32 pixels
+        options, step = {"input_size": (resize, resize)}, 224  # windows of 7 cells of 32 pixels
     elif name.startswith(("alexnet", "vgg")):
         step = 224  # elsewhere ONNX can't express their pooling to 7 x 7 or 6 x 6
     if options and pretrained and resize != side:
@@ -178,7 +175,9 @@ def load_network(checkpoint):
 
 
 def average_logits(logits):
-    """Logits of views of the same images, a list of float (N, C), as one: log mean probability."""
+    """Logits of views of the same images, a list of float (N, C), as one, the logarithm of the mean
+    probability; of one view, its logits.
+    """
     if len(logits) == 1:
         return logits[0]
     # In logarithms throughout: the probability of a class may be too small for a float.

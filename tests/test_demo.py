@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -23,14 +24,17 @@ from ETC import demo
 pytest.importorskip("gradio")
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
 def address(runs_dir, tmp_path_factory):
     """The address of a running demo, and the folder of its temporary files."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("uploads")
-    command = [sys.executable, "-m", "ETC.demo", "--runs", runs_dir, "--port", str(port)]
+    port, folder = free_port(), tmp_path_factory.mktemp("uploads")
+    command = [sys.executable, "-m", "ETC.demo", "--runs", runs_dir, "--port", port]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": folder}
     )
@@ -154,6 +158,16 @@ def test_hostile_uploads_get_a_sentence(browser, address, tmp_path):
     upload(browser, tmp_path / "cut.jpg")  # nothing else
     wait_for(browser, ".mag-bad")
     assert not browser.find_elements(By.CSS_SELECTOR, ".mag-csv")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
+def test_ctrl_c_ends_in_a_line(runs_dir):
+    command = [sys.executable, "-m", "ETC.demo", "--runs", runs_dir, "--port", free_port()]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline().startswith(b"http://")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1].endswith(b"interrupted; the page is closed\n")
+    assert process.returncode == 130
 
 
 def test_large_upload_is_refused(address):

@@ -180,28 +180,31 @@ def test_a_run_survives_until_the_new_one_has_an_epoch(command, tmp_path, monkey
         monkeypatch.undo()
 
 
-def test_a_run_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), KeyboardInterrupt()])
+def test_a_run_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch, error):
+    names = {"best.pth", "config.json", "log.csv"}
     new = tmp_path / ".first_epoch"
     new.mkdir()
-    for name in ("best.pth", "log.csv"):
+    for name in names:
         (tmp_path / name).write_text("old")
         (new / name).write_text("new")
-    replace = Path.replace
+    replace, calls = Path.replace, []
 
     def fail(path, target):
-        if path == new / "log.csv":
-            raise PermissionError(13, "Permission denied", str(path))
+        calls.append(path)
+        if len(calls) == 5:  # the second of the new files
+            raise error
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(PermissionError):
+    with pytest.raises(type(error)):
         runs.replace_run(tmp_path, new)
-    assert {path.read_text() for path in tmp_path.glob("*.*") if path.is_file()} == {"old"}
+    assert {name: (tmp_path / name).read_text() for name in names} == dict.fromkeys(names, "old")
+    assert {name: (new / name).read_text() for name in names} == dict.fromkeys(names, "new")
     monkeypatch.undo()
     runs.replace_run(tmp_path, new)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "best.pth": "new", "log.csv": "new",
-    }  # fmt: skip
+    files = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert files == dict.fromkeys(names, "new")
 
 
 def test_a_folder_is_for_one_run_at_a_time(command, tmp_path):

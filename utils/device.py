@@ -48,13 +48,10 @@ def pick_precision(name, device):
     return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
 
 
-def choose_kernels(deterministic):
-    """On a GPU, let cuDNN choose kernels, or use those that always give the same bits."""
-    # Not cudnn.benchmark: it doubles the first step's time for every batch size, and no later step
-    # was faster (ETC/MACHINES.md).
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
-        torch.use_deterministic_algorithms(True, warn_only=True)
+def use_deterministic_kernels():
+    """From now on, give the same bits in every run on a GPU. Call it before the GPU is used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def join_processes(name):

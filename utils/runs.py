@@ -10,8 +10,8 @@ from utils.cli import InputError
 from utils.device import PRECISIONS
 from utils.files import hold, make_folder, write_csv, write_json
 
-RUN_FILES = ("best.pth", "last.pth", "log.csv", "val_predictions.csv", "curves.png",
-             "confusion.png", "report.html", "tensorboard")  # fmt: skip
+RUN_FILES = ("best.pth", "last.pth", "config.json", "log.csv", "val_predictions.csv",
+             "curves.png", "confusion.png", "report.html", "tensorboard")  # fmt: skip
 # --resume may change these arguments. All others change the result of a run.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "no_cache", "crop_batch_size", "device",
                   "num_workers", "epochs", "overwrite", "resume", "skip_bad", "tensorboard",
@@ -42,7 +42,7 @@ def replace_run(folder, new):
         for source, target in moves:
             source.replace(target)
             moved.append((source, target))
-    except OSError:
+    except BaseException:  # Ctrl-C too
         for source, target in reversed(moved):
             target.replace(source)
         raise
@@ -76,11 +76,20 @@ def load_last(folder, arguments, epochs):
     old = last["arguments"]
     changed = [name for name in arguments if old.get(name) != arguments[name]]
     if changed:
-        names = {str(dtype): name for name, dtype in PRECISIONS.items()}
-        pairs = [(f"--{name.replace('_', '-')}", old.get(name)) for name in changed]
-        own = ", ".join(f"no {n}" if v is False else f"{n} {names.get(v, v)}" for n, v in pairs)
+        own = ", ".join(as_typed(name, old.get(name)) for name in changed)
         raise InputError(f"{folder}: --resume needs the run's own arguments: {own}")
     return last
+
+
+def as_typed(name, value):
+    """An argument of fixed_arguments as on the command line: "--lr 0.001" or "no --compile"."""
+    option = name.replace("_", "-")
+    if value is True:
+        return f"--{option}"
+    if value is False or value is None:
+        return "--no-second-look" if name == "second_look" else f"no --{option}"
+    precisions = {str(dtype): precision for precision, dtype in PRECISIONS.items()}
+    return f"--{option} {precisions.get(value, value)}"
 
 
 def restore(last, network, optimizer, scaler, digest):
@@ -108,7 +117,9 @@ def best_f1(log):
 
 
 def log_row(epoch, train_loss, scores, classes):
-    """A row of log.csv. No times in it: the same run gives the same file."""
+    """A row of log.csv. No times in it: the same run gives the same file. train_loss and val_loss
+    differ in more than the photos where the labels do: with age_distribution, focal for age.
+    """
     class_f1 = {f"f1_{name}": f1 for name, f1 in zip(classes, scores["class_f1"])}
     return {"epoch": epoch, "train_loss": train_loss, "val_loss": scores["loss"],
             "accuracy": scores["accuracy"], "macro_f1": scores["macro_f1"], **class_f1}  # fmt: skip
