@@ -63,7 +63,7 @@ TTA = "none"
 # better, "max" what scored highest, on a GPU (ETC/EXPERIMENTS.md).
 TUNED = {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"}
 BEST = {
-    "mask": {"augment": "wide"},
+    "mask": {**TUNED, "augment": "wide", "epochs": 3, "bn_momentum": 0.01},
     "gender": TUNED,
     "age": {**TUNED, "loss": "age_distribution"},
 }

@@ -326,6 +326,7 @@ def crop_missing(args, source, folder, marks, done, settings, device):
             done |= share
     finally:  # an error or Ctrl-C keeps the crops that are made
         if is_first():
+            remove_leftovers(folder, "**/.*")  # of workers that were stopped
             write_manifest(folder, marks, done)
 
 

@@ -93,7 +93,6 @@ def find_all_faces(mtcnn, images, min_face_size):
 
 
 @torch.inference_mode()
-@torch.backends.cudnn.flags(enabled=True)  # without benchmark: sizes vary too much
 def detect(mtcnn, images, scales, same_face=SAME_FACE, thresholds=THRESHOLDS):
     """What MTCNN(select_largest=True).detect finds with a pyramid of these scales, at least one,
     as find_largest_faces returns it. same_face: with 1, the last network looks at all candidates,

@@ -170,18 +170,27 @@ def test_killed_command_goes_on(crowd, runs_dir, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_command_leaves_no_crops(sample_dir, runs_dir, tmp_path, number, status):
-    (tmp_path / "temporary").mkdir()
-    command = [sys.executable, "-m", "ETC.predict", sample_dir / "train/images", "--runs", runs_dir,
-               "--num-workers", "1", "--output", tmp_path / "out.csv"]  # fmt: skip
-    variables = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
-    process = subprocess.Popen(command, cwd=ROOT, env=variables)
-    while not [*(tmp_path / "temporary").rglob("*.jpg")]:
+@pytest.mark.parametrize("command", ["ETC.predict", "data.crop"])
+def test_a_stopped_command_leaves_no_files(sample_dir, runs_dir, tmp_path, command, number, status):
+    crops = tmp_path / "temporary"
+    crops.mkdir()
+    options = [sample_dir / "train/images", "--runs", runs_dir, "--output", tmp_path / "out.csv"]
+    if command == "data.crop":
+        options = ["--data-dir", sample_dir, "--crop-dir", crops / "crops"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", command, *options, "--num-workers", "2"], cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(crops)}, start_new_session=True,
+    )  # fmt: skip
+    while not [*crops.rglob("*.jpg")]:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # the workers too
     assert process.wait(60) == status
-    assert not [*(tmp_path / "temporary").iterdir()]
+    left = {path for path in crops.rglob("*") if path.is_file() or path.parent == crops}
+    if command == "data.crop":
+        whole = {path for path in left if path.suffix == ".jpg" and not path.name.startswith(".")}
+        left -= {crops / "crops", *whole, *(crops / "crops/train").glob("crops.*")}
+    assert not left
 
 
 def test_rows_are_written_as_they_come(crowd, runs_dir, tmp_path, monkeypatch):

@@ -261,23 +261,30 @@ def test_a_loss_that_is_not_finite_is_named_and_replaces_nothing(sample_dir, tmp
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups")
-def test_ctrl_c_is_one_line_and_leaves_no_process(sample_dir, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_is_one_line_at_most_and_leaves_nothing(sample_dir, tmp_path, number, status):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+
     def start(command, *arguments):
         return subprocess.Popen(
             [sys.executable, command, *map(str, arguments)], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            env={**os.environ, "TMPDIR": str(temporary)},
         )  # fmt: skip
 
     options = ["--epochs", 500, "--num-workers", 2]
     process = train_small(sample_dir, tmp_path, *options, run=start)
     while process.stdout.readline().split()[:1] != ["1"]:  # the first epoch's line
         assert process.poll() is None, process.stderr.read()
-    os.killpg(process.pid, signal.SIGINT)  # to the workers too, as a terminal does
+    os.killpg(process.pid, number)  # to the workers too, as a terminal does
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.startswith("interrupted; ")
-    assert "--resume" in stderr
-    assert stderr.count("\n") == 1
+    assert process.returncode == status
+    if number == signal.SIGINT:
+        assert stderr.startswith("interrupted; ")
+        assert "--resume" in stderr
+    assert stderr.count("\n") == (number == signal.SIGINT)
+    assert not [*temporary.iterdir()]
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 

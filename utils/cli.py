@@ -4,7 +4,7 @@ import argparse
 import atexit
 import contextlib
 import errno
-import multiprocessing
+import multiprocessing.util
 import os
 import re
 import signal
@@ -48,11 +48,12 @@ def run(main, on_interrupt="nothing was written"):
     """
     if hasattr(sys.stdout, "reconfigure"):  # a file name may hold letters the terminal lacks
         sys.stdout.reconfigure(errors="backslashreplace")
-    for number, default in ((signal.SIGINT, signal.default_int_handler),
-                            (signal.SIGTERM, signal.SIG_DFL)):  # fmt: skip
-        if signal.getsignal(number) == default:  # not ignored, as behind nohup
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in handlers.items():
+        if handler != signal.SIG_IGN:  # as a shell script's `command &` ignores Ctrl-C
             signal.signal(number, stop)
     try:
+        multiprocessing.util.get_temp_dir()  # a worker's own would stay behind when stop kills it
         with AT_END:
             main()
         sys.stdout.flush()
@@ -74,14 +75,18 @@ def run(main, on_interrupt="nothing was written"):
     except KeyboardInterrupt:
         print(f"interrupted; {on_interrupt}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def stop(number, _):
-    """Handle SIGINT or SIGTERM, the signal of schedulers: end the worker processes, which could
-    still write to temporary folders, and then the command, which removes them.
+    """Handle Ctrl-C, or SIGTERM, which schedulers send: end the command as an error would, so that
+    it removes its temporary files, but first the workers, which could still write some.
     """
-    if hasattr(signal, "SIGCHLD"):  # not on Windows; PyTorch's handler reports ended workers
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the next one ends it at once
+    if hasattr(signal, "SIGCHLD"):  # not on Windows; PyTorch's handler would report the workers
+        signal.signal(signal.SIGCHLD, lambda *_: None)
     for child in multiprocessing.active_children():
         child.kill()
         child.join()
@@ -99,7 +104,6 @@ def fail(message):
 def start_worker(*_):
     """Prepare a worker process: Ctrl-C is for the main one, and cores are for other workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
@@ -157,7 +161,7 @@ def add_precision_arguments(add):
     add("--precision", choices=("auto", "fp32", "fp16", "bf16"), default=config.PRECISION,
         help="auto: whichever the GPU does well, fp32 on a CPU (default: %(default)s)")
     add("--deterministic", action="store_true",
-        help="the same bits in every run on a GPU too (default: its fastest kernels)")
+        help="the same bits in every run on a GPU too (default: faster kernels)")
 
 
 def add_runs_argument(add):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from config import config
 from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
 from utils.cli import InputError
 from utils.device import PRECISIONS
@@ -73,7 +74,7 @@ def load_last(folder, arguments, epochs):
         raise InputError(f"{last['path']}: not a last.pth; start over with --overwrite")
     if epochs < len(last["log"]):
         raise InputError(f"--epochs {epochs}: {folder} has {len(last['log'])} epochs already")
-    old = last["arguments"]
+    old = {"bn_momentum": config.BN_MOMENTUM, **last["arguments"]}  # older runs had no choice
     changed = [name for name in arguments if old.get(name) != arguments[name]]
     if changed:
         own = ", ".join(as_typed(name, old.get(name)) for name in changed)
