@@ -26,6 +26,7 @@ from models.network import (
     network_name,
     normalization,
     normalize,
+    set_bn_momentum,
 )
 from utils import cli, runs
 from utils.cli import InputError
@@ -124,14 +125,17 @@ def main():
     torch.manual_seed(args.seed)
     start_from = (None, False) if last else (args.weights, not args.no_pretrained)
     age_border = args.age_border if args.loss == "age_distribution" else 0
-    network = build_network(args.model, len(classes), args.resize, *start_from, age_border,
-                            args.bn_momentum).to(device)  # fmt: skip
+    network = build_network(args.model, len(classes), args.resize, *start_from, age_border)
+    network = network.to(device)
     if world_size() > 1 and device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
     settings = crop_settings(args, images["file"].tolist(), device)
     manifest = crop_split(args, "train", images["file"], images["shot"], settings, device)
     train_loader, val_loader, val, digest = load_fold(images, manifest, args, device)
+    # In few steps, statistics of a low momentum would not get away from ImageNet's.
+    enough = min(config.BN_MOMENTUM, 5 / (args.epochs * len(train_loader)))
+    set_bn_momentum(network, max(args.bn_momentum, enough))
 
     pixel_stats = torch.tensor(normalization(args.model), device=device)
     criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing, args.age_sigma)
@@ -280,8 +284,8 @@ def get_args_parser():
     add("--tta", choices=("none", "flip"),
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
     add("--bn-momentum", type=cli.number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1"),
-        help="weight of each step in batch norms' running statistics, which val and test use "
-        f"(default: {config.BN_MOMENTUM})")
+        help="weight of each step in batch norms' running statistics, which val and test use; more "
+        f"in trainings of fewer than 500 steps (default: {config.BN_MOMENTUM})")
     add("--batch-size", type=cli.positive_int, default=config.BATCH_SIZE,
         help="images per step (default: %(default)s)")
     add("--loss", choices=LOSSES, help=f"loss (default: {by_head('loss')})")

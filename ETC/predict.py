@@ -201,8 +201,10 @@ def keep_finished(path, photos, tally):
             for photo in photos:
                 tally.photos += 1
                 same = printable(str(photo)) == file
-                if same or read_image(photo)[0] is not None:  # unreadable photos have no rows
+                image, _, why = (None, None, None) if same else read_image(photo)
+                if same or image is not None:
                     break
+                print(f"{printable(str(photo))}: {why}", file=sys.stderr)  # it has no rows
             if not same:
                 raise InputError(
                     f"{path}: {file} is not the next photo here: the photos or their order have "

