@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import unittest.mock
 from collections import Counter
 from pathlib import Path
@@ -205,6 +206,15 @@ def train_runs(sample_dir, folder):
             "--data-dir", sample_dir, "--output-dir", folder, "--num-workers", 0,
             run=spawn if target == "mask" else run,
         )  # fmt: skip
+
+
+@pytest.fixture
+def short_path():
+    """An empty folder for TMPDIR: below pytest's own, the paths of PyTorch's sockets are too long,
+    and a loader would wait for ever.
+    """
+    with tempfile.TemporaryDirectory(prefix="t") as folder:
+        yield Path(folder)
 
 
 def pytest_unconfigure(config):

@@ -171,9 +171,10 @@ def test_killed_command_goes_on(crowd, runs_dir, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("command", ["ETC.predict", "data.crop"])
-def test_a_stopped_command_leaves_no_files(sample_dir, runs_dir, tmp_path, command, number, status):
-    crops = tmp_path / "temporary"
-    crops.mkdir()
+def test_a_stopped_command_leaves_no_files(
+    sample_dir, runs_dir, tmp_path, short_path, command, number, status
+):
+    crops = short_path
     options = [sample_dir / "train/images", "--runs", runs_dir, "--output", tmp_path / "out.csv"]
     if command == "data.crop":
         options = ["--data-dir", sample_dir, "--crop-dir", crops / "crops"]

@@ -286,15 +286,14 @@ def test_a_loss_that_is_not_finite_is_named_and_replaces_nothing(sample_dir, tmp
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopping_is_one_line_at_most_and_leaves_nothing(sample_dir, tmp_path, number, status):
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-
+def test_stopping_is_one_line_at_most_and_leaves_nothing(
+    sample_dir, tmp_path, short_path, number, status
+):
     def start(command, *arguments):
         return subprocess.Popen(
             [sys.executable, command, *map(str, arguments)], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-            env={**os.environ, "TMPDIR": str(temporary)},
+            env={**os.environ, "TMPDIR": str(short_path)},
         )  # fmt: skip
 
     options = ["--epochs", 500, "--num-workers", 2]
@@ -308,7 +307,7 @@ def test_stopping_is_one_line_at_most_and_leaves_nothing(sample_dir, tmp_path, n
         assert stderr.startswith("interrupted; ")
         assert "--resume" in stderr
     assert stderr.count("\n") == (number == signal.SIGINT)
-    assert not [*temporary.iterdir()]
+    assert not [*short_path.iterdir()]
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
 
