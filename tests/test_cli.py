@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -19,6 +20,18 @@ def run_in_process(code, **options):
     command = [sys.executable, "-c", f"from utils import cli\n{code}"]
     options = {"stdout": subprocess.PIPE, "text": True, "timeout": 60, **options}
     return subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such sockets")
+@pytest.mark.parametrize(("length", "status"), [(71, 0), (72, 2)])
+def test_a_tmpdir_in_which_workers_would_wait_for_ever_is_refused(length, status):
+    folder = tempfile.mkdtemp(prefix="t" * (length - len(tempfile.gettempdir()) - 9))
+    assert len(folder) == length  # and 14 for "/pymp-" and 8 letters
+    done = run_in_process("cli.run(lambda: None)", env={**os.environ, "TMPDIR": folder})
+    os.rmdir(folder)  # nothing was left in it
+    assert done.returncode == status, done.stderr
+    assert ("set TMPDIR to a shorter" in done.stderr) == (status == 2)
+    assert done.stderr.count("\n") == (status == 2)
 
 
 @pytest.mark.parametrize("script", ["train.py", "test.py", "-m data.crop"])

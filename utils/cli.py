@@ -53,7 +53,11 @@ def run(main, on_interrupt="nothing was written"):
         if handler != signal.SIG_IGN:  # as a shell script's `command &` ignores Ctrl-C
             signal.signal(number, stop)
     try:
-        multiprocessing.util.get_temp_dir()  # a worker's own would stay behind when stop kills it
+        # Made before the workers, whose own would stay behind when stop kills them.
+        folder = multiprocessing.util.get_temp_dir()
+        if os.name != "nt" and len(os.fsencode(folder)) > 85:  # what their sockets' paths allow
+            raise InputError(f"{folder}: too long a path for PyTorch's workers; set TMPDIR to a "
+                             "shorter one")  # fmt: skip
         with AT_END:
             main()
         sys.stdout.flush()
