@@ -201,8 +201,10 @@ def keep_finished(path, photos, tally):
             for photo in photos:
                 tally.photos += 1
                 same = printable(str(photo)) == file
-                image, _, why = (None, None, None) if same else read_image(photo)
-                if same or image is not None:
+                if same:
+                    break
+                image, _, why = read_image(photo)
+                if image is not None:
                     break
                 print(f"{printable(str(photo))}: {why}", file=sys.stderr)  # it has no rows
             if not same:
