@@ -33,10 +33,10 @@ $(OLDEST)/ready: $(REQUIREMENTS) constraints-oldest.txt
 	$(OLDEST)/bin/pip install -r requirements-dev.txt -c constraints-oldest.txt
 	touch $@
 
-$(DEMO)/data: | $(VENV)/ready
+$(DEMO)/data/train/train.csv: | $(VENV)/ready
 	$(BIN)/python -m ETC.sample --output $(DEMO)/data --people 120 --eval-people 60
 
-demo: $(VENV)/ready $(DEMO)/data
+demo: $(VENV)/ready $(DEMO)/data/train/train.csv
 	$(BIN)/python -m data.crop --data-dir $(DEMO)/data
 	$(TRAIN) --target mask --epochs 4
 	$(TRAIN) --target gender --epochs 4

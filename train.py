@@ -135,6 +135,8 @@ def main():
     train_loader, val_loader, val, digest = load_fold(images, manifest, args, device)
     # In few steps, statistics of a low momentum would not get away from ImageNet's.
     enough = min(config.BN_MOMENTUM, 5 / (args.epochs * len(train_loader)))
+    if enough > args.bn_momentum:
+        print(f"--bn-momentum {args.bn_momentum}: raised to {enough:.3f}, as there are few steps")
     set_bn_momentum(network, max(args.bn_momentum, enough))
 
     pixel_stats = torch.tensor(normalization(args.model), device=device)
@@ -242,8 +244,8 @@ def get_args_parser():
     # fmt: off
     parser.add_argument("--target", choices=config.CLASSES, required=True, help="which head")
     parser.add_argument("--recipe", choices=config.RECIPES, default=config.RECIPE,
-        help="whose defaults the arguments below have: seed, the original's, as given there; best, "
-        "what measured better; max, best with EfficientNet-B4 for gender and age (default: "
+        help="a set of defaults for the arguments below: seed, the original's, as given there; "
+        "best, what measured better; max, best with EfficientNet-B4 for gender and age (default: "
         "%(default)s)")
 
     add = parser.add_argument_group("data").add_argument
@@ -273,7 +275,8 @@ def get_args_parser():
         help=f"{MODELS_HELP} (default: {config.MODEL})")
     add("--resize", type=cli.input_size, default=config.RESIZE,
         help="side of the network's input in pixels, 64 to 4096 (default: %(default)s)")
-    add("--weights", metavar="FILE", help="state dict to start from (default: ImageNet weights)")
+    add("--weights", metavar="FILE",
+        help="state dict to start from, not a best.pth (default: ImageNet weights)")
     add("--no-pretrained", action="store_true", help="start from random weights (default: no)")
 
     add = parser.add_argument_group("training").add_argument
@@ -284,8 +287,8 @@ def get_args_parser():
     add("--tta", choices=("none", "flip"),
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
     add("--bn-momentum", type=cli.number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1"),
-        help="weight of each step in batch norms' running statistics, which val and test use; more "
-        f"in trainings of fewer than 500 steps (default: {config.BN_MOMENTUM})")
+        help="weight of each step in batch norms' running statistics, which val and test use; at "
+        f"least 5 / steps, up to 0.1, in short trainings (default: {config.BN_MOMENTUM})")
     add("--batch-size", type=cli.positive_int, default=config.BATCH_SIZE,
         help="images per step (default: %(default)s)")
     add("--loss", choices=LOSSES, help=f"loss (default: {by_head('loss')})")

@@ -487,7 +487,8 @@ def measure_command(*command):
     """
     command = [sys.executable, *map(str, command)]
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=root)
     peak = peak_memory(lambda: process.poll() is not None)
     if process.returncode:
         raise InputError(f"{' '.join(command[1:])}: failed, see above")

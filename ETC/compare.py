@@ -152,14 +152,14 @@ def print_groups(field, sets, num_classes):
                 pooled.append(accuracy(confusion_matrix(*answers, num_classes)))
                 drawn = bootstrap_confusions(*answers, people, num_classes, SAMPLES)
                 resampled.append(accuracy(drawn))
-            score, scores = np.mean(pooled), np.mean(resampled, axis=0)
-            line += f"{score:>9.4f}"
+            mean, means = np.mean(pooled), np.mean(resampled, axis=0)
+            line += f"{mean:>9.4f}"
             if first is None:
-                first = score, scores
+                first = mean, means
             else:
-                spread = interval(scores - first[1], len(np.unique(people)))
+                spread = interval(means - first[1], len(np.unique(people)))
                 spread = "[{:+.4f}, {:+.4f}]".format(*spread) if spread else ""
-                line += f"{score - first[0]:>+12.4f}  {spread:<18}"
+                line += f"{mean - first[0]:>+12.4f}  {spread:<18}"
         print(line.rstrip())
 
 

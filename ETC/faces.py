@@ -3,10 +3,11 @@
 Labels come from file names as in UTKFace, <age>_<gender>_<race>_<time>.jpg, or from a CSV.
 """
 
+import os
 import re
 import zlib
 from collections import defaultdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,8 +18,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import config
-from data.detect import area_resize, build_detector, find_largest_faces, square, sum_table
-from data.images import pick_photos, read_image
+from data.crop import detector_of_process
+from data.detect import area_resize, find_largest_faces, square, sum_table
+from data.images import list_files, pick_photos, read_image
 from data.labels import (
     GENDER_LABELS,
     age_labels,
@@ -27,7 +29,7 @@ from data.labels import (
     people_of,
     read_table,
 )
-from ETC.predict import list_files
+from ETC.masks import face_frame
 from utils import cli
 from utils.cli import InputError
 
@@ -86,9 +88,9 @@ def read_labels(path):
     table = table.rename(columns={} if "file" in table else {"face": "file"})
     if "file" not in table:
         raise InputError(f"{path}: no column file in {', '.join(table)}; {hint}")
+    columns = [name for name in ("id", "file", "gender", "age", "race") if name in table]
+    table = table[columns].apply(lambda column: column.str.strip())  # others may repeat a name
     table["gender"] = full_gender(table["gender"])
-    for name in table:
-        table[name] = table[name].str.strip()
     if "id" not in table:
         table["id"] = table["file"]
     if "race" not in table:
@@ -105,7 +107,7 @@ def read_labels(path):
 
 def person_seed(seed, name):
     """A random seed for a person, from the seed and the id alone: nobody else changes it."""
-    return [seed, zlib.crc32(name.encode())]
+    return [seed, zlib.crc32(os.fsencode(name))]
 
 
 def drawn_age(row, seed):
@@ -115,16 +117,12 @@ def drawn_age(row, seed):
     return int(rng.integers(*age_range(row.age), endpoint=True))
 
 
-@cache
-def detector():
-    return build_detector(torch.device("cpu"))
-
-
 def find_landmarks(photos):
     """The largest face's probability and its eyes, nose and corners of the mouth in each photo of a
     uint8 array (N, H, W, 3): floats (N,), 0 without a face, and (N, 5, 2), in pixels.
     """
-    found = find_largest_faces(detector(), photos, 40)
+    detector = detector_of_process(torch.device("cpu"))
+    found = find_largest_faces(detector, photos, 40)
     probs, points = np.zeros(len(photos)), np.zeros((len(photos), 5, 2))
     seen = [number for number, faces in enumerate(found) if faces]
     if seen:
@@ -135,21 +133,10 @@ def find_landmarks(photos):
         table = sum_table(padded, torch.device("cpu"))
         with torch.inference_mode():
             faces = area_resize(table, torch.arange(len(seen)), boxes + pad, 48, 48)
-            _, marks, _ = detector().onet(faces)  # x of the five points, then y, in the box
+            _, marks, _ = detector.onet(faces)  # x of the five points, then y, in the box
         side = (boxes[:, 2] - boxes[:, 0])[:, None, None]
         points[seen] = (marks.view(-1, 2, 5).mT * side + boxes[:, None, :2]).numpy()
     return probs, points
-
-
-def face_frame(points):
-    """Eyes' midpoint (2,) of five landmarks, and the vectors right and down, float (2,), whose
-    lengths are a face unit: from the eyes to the mouth.
-    """
-    eyes, mouth = points[:2].mean(0), points[3:].mean(0)
-    down = mouth - eyes
-    across = points[1] - points[0] + points[4] - points[3]
-    right = np.array([down[1], -down[0]])
-    return eyes, right * (1 if right @ across > 0 else -1), down
 
 
 def aligned_face(photo, points):

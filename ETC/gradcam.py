@@ -79,8 +79,9 @@ def explain(face, checkpoint, network):
     """What a network says of a face, and where it sees it.
 
     face: uint8 RGB (H, W, 3), a crop; network: of checkpoint.
-    Returns the probabilities, a list of floats; the face as it sees it, uint8 RGB (resize, resize,
-    3); and its maps, float32 (classes, h, w), of which the highest value is 1.
+    Returns the probabilities, a list of floats, of this face alone, not averaged with its mirror
+    image; the face as it sees it, uint8 RGB (resize, resize, 3); and its maps, float32 (classes, h,
+    w), of which the highest value is 1.
     """
     device = next(network.parameters()).device
     face = resize(face, checkpoint["resize"])

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from ETC.canvas import MIRROR, arc, symmetric
-from ETC.faces import face_frame
 
 # The flat drawing: px per unit of x and per unit of t.
 ACROSS, ALONG = 84, 124
@@ -57,6 +56,17 @@ KINDS = {
 CHANCES = [chance for chance, *_ in KINDS.values()]
 # The chance of each: the nose bare, the chin covered only, over the eyes.
 MISWORN = {"nose": 0.4, "chin": 0.4, "eyes": 0.2}
+
+
+def face_frame(points):
+    """Eyes' midpoint (2,) of five landmarks, and the vectors right and down, float (2,), whose
+    lengths are a face unit: from the eyes to the mouth.
+    """
+    eyes, mouth = points[:2].mean(0), points[3:].mean(0)
+    down = mouth - eyes
+    across = points[1] - points[0] + points[4] - points[3]
+    right = np.array([down[1], -down[0]])
+    return eyes, right * (1 if right @ across > 0 else -1), down
 
 
 def any_colour(rng):

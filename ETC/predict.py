@@ -29,7 +29,7 @@ from tqdm import tqdm
 from config import config
 from data.crop import BOX, SECOND_LOOK, add_crop_batch_size, crop_photos
 from data.dataset import CropFiles, FaceDataset, build_loader
-from data.images import pick_photos, print_left_out, read_image
+from data.images import list_files, pick_photos, print_left_out, read_image
 from data.labels import merge_labels, raise_problems
 from ETC.names import printable
 from ETC.sheet import MAX_PHOTOS, draw_sheet
@@ -73,27 +73,6 @@ def find_photos(paths, left_out, ignored=None):
     if not seen:
         print_left_out(left_out)
         raise InputError(f"{', '.join(map(str, paths))}: no photos in it")
-
-
-def list_files(path, seen):
-    """Yield path or, if it is a folder, the files in and below it in order of their names, without
-    hidden folders. Links to folders are followed, to each folder once; seen: a set of those known.
-    """
-    inside = [iter([path])]  # of each folder on the way down, what is still to come
-    while inside:
-        path = next(inside[-1], None)
-        if path is None:
-            inside.pop()
-        elif not os.path.isdir(path):
-            yield path
-        elif len(inside) == 1 or not path.name.startswith("."):
-            real = os.path.realpath(path)
-            if real not in seen:
-                seen.add(real)
-                try:
-                    inside.append(map(path.joinpath, sorted(os.listdir(path))))
-                except OSError:
-                    yield path
 
 
 def crop_faces(args, photos, folder, settings, device, every=False):
@@ -263,12 +242,13 @@ def main():
     sheet = output.with_name(f"{output.stem}_sheet.png")
     inputs = [checkpoint["path"] for head in checkpoints.values() for checkpoint in head]
     inputs += filter(os.path.isfile, args.photos)
-    # Beside a table, this is an earlier sheet. Otherwise it may be a photo, and must stay.
-    ignored = sheet if output.exists() else None
-    inputs += [sheet] if sheet.exists() and not ignored else []
+    ignored = sheet if output.exists() else None  # beside a table, this is an earlier sheet
     left_out = []
     photos = find_photos(args.photos, left_out, ignored)
     photos = chain([next(photos)], photos)
+    if sheet.exists() and not ignored:
+        raise InputError(f"--output {output}: would overwrite {sheet}, which has no table beside it "
+                         "and may be a photo; move it, or choose another --output")  # fmt: skip
     check_output(output, [".csv"], inputs, [sheet.name])
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
     if args.shard:
@@ -319,7 +299,7 @@ def add_photo_arguments(add):
     add("photos", nargs="+", metavar="PATH",
         help="photos, and folders that are searched for photos")
     add("--skip-bad", action="store_true",
-        help="photos that can't be read are left out anyway; exit with status 0 all the same "
+        help="exit with status 0 although some photos can't be read; they are left out either way "
              "(default: 1)")
     add_crop_batch_size(add)
     cli.add_machine_arguments(add)

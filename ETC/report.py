@@ -121,13 +121,16 @@ def report_run(folder, data_dir=None, crop_dir=None):
     arguments, log, table = read_run(folder)
     target, classes = arguments["target"], CLASSES[arguments["target"]]
     answers = (table[name].to_numpy() for name in ("label", "predicted", "loss"))
+    if not (data_dir or crop_dir):
+        data_dir, crop_dir = arguments["data_dir"], arguments["crop_dir"]
+    crops = crop_folder(data_dir or arguments["data_dir"], crop_dir, "train")
     save_plots(folder, classes)
     write_report(
         folder / "report.html",
         "{target}, fold {fold}: {model} at {resize} px".format(**arguments),
         arguments,
         table[["file", "person", "shot", "method", "age"]],
-        crop_folder(data_dir or arguments["data_dir"], crop_dir or arguments["crop_dir"], "train"),
+        crops,
         {target: table[[f"p_{name}" for name in classes]].to_numpy()},
         [Classification(target, classes, *answers, [target])],
         group_people(table),

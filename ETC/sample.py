@@ -10,7 +10,7 @@ from pathlib import Path
 
 if __spec__ is None:  # started as a file, not by python -m
     sys.path[0] = str(Path(__file__).parents[1])
-    import config  # noqa: F401 - before PyTorch
+    import config  # before PyTorch
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from config.config import NUM_FOLDS
+from config import config
 from data.images import load_image
 from data.labels import GENDER_LABELS, SHOT_LABELS, age_labels, merge_labels
 from ETC.faces import choose_people, describe, find_people, in_processes, person_seed
@@ -40,7 +40,8 @@ TRAIN, EVAL = 0, 1  # parts of the random seeds
 PEOPLE = 120  # drawn by default
 QUALITY = 92  # of drawn people's JPEG files
 NOTE = (
-    "Without an id, each photo counts as a person: who is in several may be in train and in eval.\n"
+    "Where the labels have no id, each photo counts as a person, so somebody with several photos "
+    "may be in both train and eval.\n"
     "The faces are under the licence of the data set they come from: UTKFace is for non-commercial "
     "research only, FairFace is CC BY 4.0. The masks are drawn, and so is what surrounds a face "
     "that filled its photo."
@@ -181,7 +182,7 @@ def make_masked_sample(args):
         people = choose_people(everybody, args.balance, args.seed)
         eval_people = args.eval_people or max(1, (args.people or len(people)) // 10)
         train, eval_ = people[eval_people:][: args.people], people[:eval_people]
-        wanted = max(args.people or 0, NUM_FOLDS)  # with fewer, nothing can be trained
+        wanted = max(args.people or 0, config.NUM_FOLDS)  # with fewer, nothing can be trained
         if len(train) < wanted:
             balanced = " after --balance" if args.balance else ""
             raise InputError(
@@ -216,11 +217,12 @@ def get_args_parser():
     add = parser.add_argument
     add("--output", required=True, help="a new or empty folder")
     add("--people", type=cli.positive_int,
-        help=f"people to train on (default: {PEOPLE}, or all of --faces)")
+        help=f"people to train on (default: {PEOPLE}, or all of --faces but those to submit for)")
     add("--eval-people", type=cli.positive_int,
         help="other people to submit for (default: a quarter of --people, at least 6; with "
              "--faces a tenth of the people)")
-    add("--seed", type=cli.seed_int, default=777, help="who is drawn (default: %(default)s)")
+    add("--seed", type=cli.seed_int, default=config.SEED,
+        help="who is drawn (default: %(default)s)")
     add("--faces", metavar="DIR",
         help="public photos of faces, on which masks are drawn (default: people are drawn)")
     add("--labels", metavar="FILE",
@@ -244,7 +246,7 @@ def main():
         eval_people = args.eval_people or max(people // 4, COMBINATIONS)
         make_sample(args.output, people, eval_people, args.seed)
     images = (people + eval_people) * len(SHOTS)
-    print(f"drew {people} + {eval_people} people, {images} photos, in {args.output}")
+    print(f"{people} + {eval_people} people, {images} photos -> {args.output}")
 
 
 if __name__ == "__main__":

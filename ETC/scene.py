@@ -7,8 +7,17 @@ import cv2
 import numpy as np
 
 from ETC.canvas import FRAME, HEIGHT, MARGIN, MIRROR, WIDTH, arc, symmetric
-from ETC.faces import face_frame
-from ETC.masks import CHANCES, KINDS, MISWORN, any_colour, choose_mask, face_light, grain, wear
+from ETC.masks import (
+    CHANCES,
+    KINDS,
+    MISWORN,
+    any_colour,
+    choose_mask,
+    face_frame,
+    face_light,
+    grain,
+    wear,
+)
 from ETC.occluders import occlude
 from ETC.portrait import SHOTS
 

@@ -1,7 +1,9 @@
 """Every script imports this first: what has to be set before PyTorch is imported."""
 
+import atexit
 import getpass
 import os
+import shutil
 import sys
 import tempfile
 
@@ -18,6 +20,7 @@ except (ImportError, KeyError, OSError):
     os.environ["USER"] = str(getattr(os, "getuid", os.getpid)())
 if os.path.expanduser("~") == "~":
     os.environ["HOME"] = tempfile.mkdtemp()  # nobody else may write to it
+    atexit.register(shutil.rmtree, os.environ["HOME"], ignore_errors=True)
 
 # ONNX Runtime would report its use to Microsoft.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

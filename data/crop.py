@@ -79,8 +79,9 @@ def crop_box(face, size, settings):
 
 def crop_settings(args, files, device):
     """What decides how photos are cropped, plain types: config.CROP as given by args, and
-    face_width, the median width of a face in the train photos as if they were 384 pixels wide (None
-    without any face), as measured when they were first cropped. files: relative to train/images.
+    face_width, the median width of a face in the train photos as if their shorter sides were 384
+    pixels (None without any face), as measured when they were first cropped. files: relative to
+    train/images.
     """
     settings = {name: getattr(args, name) for name in config.CROP}
     stored, _ = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
@@ -166,7 +167,7 @@ def crop_group(images, settings, device, every):
     found = find(detector_of_process(device), stack, settings["min_face_size"])
     methods = ["mtcnn"] * len(images)
     missed = [number for number, faces in enumerate(found) if not faces]
-    if missed and settings.get("second_look"):  # older checkpoints lack it
+    if missed and settings["second_look"]:
         for number, faces in zip(missed, look_again(detector_of_process(device), stack[missed])):
             found[number], methods[number] = faces, SECOND_LOOK
     for (photo, crop, image, why), faces, method in zip(images, found, methods):
@@ -353,7 +354,8 @@ def add_crop_arguments(parser):
 def add_crop_batch_size(add):
     """Add --crop-batch-size, with add, an add_argument method."""
     add("--crop-batch-size", type=cli.positive_int,
-        help="photos of 384 x 512 the detector takes at once (default: 8 on a CPU, 32 on a GPU)")
+        help="photos of 384 x 512 the detector takes at once (default: {cpu} on a CPU, {cuda} on a "
+        "GPU)".format(**config.CROP_BATCH_SIZE))
 
 
 def get_args_parser():

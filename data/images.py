@@ -43,6 +43,27 @@ END = b"\xff\xd9"
 ENDINGS = END, b"".join(FILL + bytes([255, 208 + i]) for i in range(8)) + FILL + END
 
 
+def list_files(path, seen):
+    """Yield path or, if it is a folder, the files in and below it in order of their names, without
+    hidden folders. Links to folders are followed, to each folder once; seen: a set of those known.
+    """
+    inside = [iter([path])]  # of each folder on the way down, what is still to come
+    while inside:
+        path = next(inside[-1], None)
+        if path is None:
+            inside.pop()
+        elif not os.path.isdir(path):
+            yield path
+        elif len(inside) == 1 or not path.name.startswith("."):
+            real = os.path.realpath(path)
+            if real not in seen:
+                seen.add(real)
+                try:
+                    inside.append(map(path.joinpath, sorted(os.listdir(path))))
+                except OSError:
+                    yield path
+
+
 def pick_photos(paths):
     """Those of paths that are photos by their suffix, and the others, without hidden ones."""
     kinds = Image.registered_extensions()  # which also fills Image.OPEN
@@ -85,6 +106,8 @@ def decode(file, side=None):
         # Not ImageOps.exif_transpose, which rewrites the other tags and fails on odd ones.
         if turn is not None:
             image = image.transpose(turn)
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+            raise ValueError("how bright its 32-bit pixels may be isn't known")
         if image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
             image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
         elif "transparency" in image.info:

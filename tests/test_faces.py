@@ -127,14 +127,14 @@ def test_the_same_bytes_again(made, photos, tmp_path, monkeypatch):
 def test_labels_of_a_table(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text(
-        "face,Gender,age,id,race,other\n"
-        "a.jpg,Female,20-29,7,East Asian,\n"
-        "b.jpg,M,more than 70,8,,\n"
-        "c.jpg,x,30,9,,\n"
-        "d.jpg,male,old,9,,\n"
-        "../e.jpg,male,30,9,,\n"
-        "f.jpg,male,29-20,9,,\n"
-        "g.jpg,male,99999999999999999999,9,,\n"
+        "face,Gender,age,id,race,other,other\n"
+        "a.jpg,Female,20-29,7,East Asian,,\n"
+        "b.jpg,M,more than 70,8,,,\n"
+        "c.jpg,x,30,9,,,\n"
+        "d.jpg,male,old,9,,,\n"
+        "../e.jpg,male,30,9,,,\n"
+        "f.jpg,male,29-20,9,,,\n"
+        "g.jpg,male,99999999999999999999,9,,,\n"
     )
     table, wrong = faces.read_labels(path)
     assert wrong == ["line 4", "line 5", "line 6", "line 7", "line 8"]

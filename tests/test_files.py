@@ -80,9 +80,10 @@ def test_an_output_that_cannot_or_must_not_be_written_is_refused(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     (tmp_path / "used/link.csv").symlink_to(tmp_path / "used/a.csv")
+    (tmp_path / "used/broken.csv").symlink_to(tmp_path / "nowhere.csv")
 
     def check(name):
-        inputs = [tmp_path / "used/a.csv"]
+        inputs = [tmp_path / "used/broken.csv", tmp_path / "used/a.csv"]
         with AT_END:
             return check_output(tmp_path / name, [".csv"], inputs, beside=["table.csv"])
 

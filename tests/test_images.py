@@ -84,9 +84,9 @@ def png_of(width, height):
 PHOTO = FACES[0].read_bytes()
 
 
-def saved(kind, **options):
+def saved(kind, mode="RGB", **options):
     buffer = io.BytesIO()
-    Image.open(FACES[0]).save(buffer, kind, **options)
+    Image.open(FACES[0]).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -159,6 +159,7 @@ BAD_PHOTOS = {
     "truncated": PHOTO[: len(PHOTO) // 2],
     "empty": b"",
     "decompression bomb": png_of(30_000, 30_000),
+    "unknown range": saved("TIFF", "F"),
     "unknown encoding": b"BLP2" + struct.pack("<i4b2i", 1, 9, 0, 0, 0, 64, 64) + bytes(2000),
 }
 

@@ -36,8 +36,9 @@ def write_run(folder, table, target="age", fold=0, **arguments):
     """A run's files as train.py leaves them, without its crops. table: val_predictions.csv."""
     folder.mkdir(parents=True)
     table.to_csv(folder / "val_predictions.csv", index=False)
-    arguments |= {"target": target, "fold": fold, "epochs": 2, "crop_dir": None, "resize": 224,
+    arguments |= {"target": target, "fold": fold, "epochs": 2, "resize": 224,
                   "model": "efficientnet-b3", "weights": "<b>weights</b>.pth"}  # fmt: skip
+    arguments.setdefault("crop_dir", None)
     (folder / "config.json").write_text(json.dumps(arguments, default=str))
     f1 = metrics.f1_score(table["label"], table["predicted"], average="macro")
     log = {"epoch": [1, 2], "train_loss": 0.9, "val_loss": 0.7, "accuracy": 0.5,
@@ -116,7 +117,8 @@ def test_missing_and_damaged_files_are_refused(table, name, content, tmp_path):
 
 
 def test_crops_elsewhere(finished_run, table, tmp_path):
-    folder = write_run(tmp_path / "run", table, data_dir=tmp_path / "gone")
+    gone = {"data_dir": tmp_path / "gone", "crop_dir": tmp_path / "gone"}
+    folder = write_run(tmp_path / "run", table, **gone)
     assert_refused(run("-m", "ETC.report", folder), "normal.jpg", "--data-dir", "data.crop")
     arguments = json.loads((finished_run / "config.json").read_text())
     run_ok("-m", "ETC.report", folder, "--data-dir", arguments["data_dir"])

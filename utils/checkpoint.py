@@ -16,7 +16,7 @@ from config.config import CLASSES
 from utils.cli import InputError
 from utils.files import atomic_write
 
-FORMAT = 2
+FORMAT = 3
 # What torch.load raises for a file of arbitrary bytes.
 DAMAGE = (
     pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, TypeError,

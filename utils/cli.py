@@ -182,5 +182,5 @@ def add_prediction_arguments(add):
     add("--batch-size", type=positive_int, default=config.BATCH_SIZE,
         help="images per step (default: %(default)s)")
     add("--backend", choices=("auto", "torch", "onnx"), default=config.BACKEND,
-        help="auto: onnx, if it is installed, on a CPU, else torch (default: %(default)s)")
+        help="auto: onnx, if it is installed, on a CPU in fp32, else torch (default: %(default)s)")
 # fmt: on

@@ -49,7 +49,9 @@ def pick_precision(name, device):
 
 
 def use_deterministic_kernels():
-    """From now on, give the same bits in every run on a GPU. Call it before the GPU is used."""
+    """From now on, give the same bits in every run on a GPU. Call it before the first matrix
+    product there, when cuBLAS reads the variable.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
     torch.use_deterministic_algorithms(True, warn_only=True)
 

@@ -146,7 +146,8 @@ def check_output(output, suffixes, inputs, beside=()):
     for path in paths:
         if path.exists() and not path.is_file():
             raise InputError(f"--output {output}: {path} is not a file; choose another folder")
-        if path.exists() and any(path.samefile(read) for read in inputs):
+        # Of inputs, broken links are named later.
+        if path.exists() and any(os.path.exists(read) and path.samefile(read) for read in inputs):
             raise InputError(f"--output {output}: would overwrite {path}, which is read here")
         hold(path, "wait for it, or choose another --output")
     return paths[1:]

@@ -57,7 +57,8 @@ def fixed_arguments(args, precision):
     precision: the dtype in use, as what auto means differs between devices.
     """
     fixed = {name: value for name, value in vars(args).items() if name not in FREE_ON_RESUME}
-    if args.schedule != "constant":  # the learning rate depends on the number of all steps
+    # The learning rate and the momentum of batch norms may depend on the number of all steps.
+    if args.schedule != "constant" or args.bn_momentum < config.BN_MOMENTUM:
         fixed["epochs"] = args.epochs
     return {**fixed, "precision": str(precision)}
 
@@ -74,7 +75,7 @@ def load_last(folder, arguments, epochs):
         raise InputError(f"{last['path']}: not a last.pth; start over with --overwrite")
     if epochs < len(last["log"]):
         raise InputError(f"--epochs {epochs}: {folder} has {len(last['log'])} epochs already")
-    old = {"bn_momentum": config.BN_MOMENTUM, **last["arguments"]}  # older runs had no choice
+    old = last["arguments"]
     changed = [name for name in arguments if old.get(name) != arguments[name]]
     if changed:
         own = ", ".join(as_typed(name, old.get(name)) for name in changed)
@@ -118,8 +119,8 @@ def best_f1(log):
 
 
 def log_row(epoch, train_loss, scores, classes):
-    """A row of log.csv. No times in it: the same run gives the same file. train_loss and val_loss
-    differ in more than the photos where the labels do: with age_distribution, focal for age.
+    """A row of log.csv. No times in it: the same run gives the same file. The age head's train_loss
+    and val_loss can't be compared: train labels are ages, or have another border.
     """
     class_f1 = {f"f1_{name}": f1 for name, f1 in zip(classes, scores["class_f1"])}
     return {"epoch": epoch, "train_loss": train_loss, "val_loss": scores["loss"],
