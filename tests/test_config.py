@@ -23,16 +23,19 @@ def test_folders_and_processes_come_from_the_environment():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no user numbers")
-def test_a_user_without_a_name_and_a_home():
+def test_a_user_without_a_name_and_a_home(tmp_path):
     code = (
         "import os, pwd; pwd.getpwuid = {}.__getitem__; import config, getpass, tempfile;"
         "print(getpass.getuser() == str(os.getuid()),"
         " os.path.expanduser('~').startswith(tempfile.gettempdir()))"
     )
     command = [sys.executable, "-c", code]
+    folder = {"TMPDIR": str(tmp_path)}
     for variables, expected in (({}, "True True\n"), ({"USER": "a", "HOME": "/"}, "False False\n")):
-        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+        environment = variables | folder
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.stdout == expected, done.stderr
+        assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell")

@@ -147,6 +147,10 @@ def test_labels_of_a_table(tmp_path):
     assert ages.max(0).tolist() == [29, 80]
 
 
+def test_a_folder_whose_name_is_no_utf_8():
+    assert faces.person_seed(7, "\udcff/28_1_0_1.jpg") != faces.person_seed(7, "28_1_0_1.jpg")
+
+
 def test_photos_of_one_id_are_one_person(tmp_path):
     rows = []
     for number, (age, seed) in enumerate(DRAWN[1::2]):  # whose women MTCNN sees
