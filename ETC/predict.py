@@ -247,8 +247,8 @@ def main():
     photos = find_photos(args.photos, left_out, ignored)
     photos = chain([next(photos)], photos)
     if sheet.exists() and not ignored:
-        raise InputError(f"--output {output}: would overwrite {sheet}, which has no table beside it "
-                         "and may be a photo; move it, or choose another --output")  # fmt: skip
+        raise InputError(f"--output {output}: would overwrite {sheet}, which has no table beside "
+                         "it and may be a photo; move it, or choose another --output")  # fmt: skip
     check_output(output, [".csv"], inputs, [sheet.name])
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
     if args.shard:
