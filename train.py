@@ -5,6 +5,7 @@ python train.py --target age --lr 1e-4 --epochs 4
 
 from config import config  # isort: skip - before PyTorch
 
+import argparse
 import math
 import time
 from importlib.util import find_spec
@@ -23,10 +24,10 @@ from models.network import (
     MODELS_HELP,
     average_logits,
     build_network,
+    freeze_batch_norms,
     network_name,
     normalization,
     normalize,
-    set_bn_momentum,
 )
 from utils import cli, runs
 from utils.cli import InputError
@@ -46,14 +47,19 @@ from utils.metrics import classification_scores
 from utils.plots import save_plots
 
 
-def train_one_epoch(network, loader, criterion, optimizer, scaler, rates, pixel_stats, precision):
+def train_one_epoch(
+    network, loader, criterion, optimizer, scaler, rates, pixel_stats, precision, freeze_bn=False
+):
     """One pass over loader. Returns the mean loss.
 
     rates: the learning rate of each step; pixel_stats: mean and standard deviation of normalize,
-    float32 (2, 3), on the network's device; precision: of autocast, a dtype.
+    float32 (2, 3), on the network's device; precision: of autocast, a dtype; freeze_bn: batch norms
+    keep their statistics.
     """
     device = pixel_stats.device
     network.train()
+    if freeze_bn:
+        freeze_batch_norms(network)
     total, count = torch.zeros((), device=device, dtype=torch.float64), 0
     for (images, targets), rate in zip(tqdm(loader, leave=False, disable=progress_off()), rates):
         optimizer.param_groups[0]["lr"] = rate
@@ -133,11 +139,6 @@ def main():
     settings = crop_settings(args, images["file"].tolist(), device)
     manifest = crop_split(args, "train", images["file"], images["shot"], settings, device)
     train_loader, val_loader, val, digest = load_fold(images, manifest, args, device)
-    # In few steps, statistics of a low momentum would not get away from ImageNet's.
-    enough = min(config.BN_MOMENTUM, 5 / (args.epochs * len(train_loader)))
-    if enough > args.bn_momentum:
-        print(f"--bn-momentum {args.bn_momentum}: raised to {enough:.3f}, as there are few steps")
-    set_bn_momentum(network, max(args.bn_momentum, enough))
 
     pixel_stats = torch.tensor(normalization(args.model), device=device)
     criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing, args.age_sigma)
@@ -162,8 +163,9 @@ def main():
         train_loader.dataset.epoch.fill_(epoch)
         rates = learning_rates(args, epoch, len(train_loader))
         train_loss = train_one_epoch(
-            train_network, train_loader, criterion, optimizer, scaler, rates, pixel_stats, precision
-        )
+            train_network, train_loader, criterion, optimizer, scaler, rates, pixel_stats,
+            precision, args.freeze_bn,
+        )  # fmt: skip
         speed = len(train_loader.dataset) / (time.perf_counter() - start)
         share_buffers(network)
         scores, logits = evaluate(
@@ -207,8 +209,11 @@ def parse_args():
     parser = get_args_parser()
     args = parser.parse_args()
     defaults = {"model": config.MODEL, "schedule": config.SCHEDULE, "tta": config.TTA,
-                "bn_momentum": config.BN_MOMENTUM, **config.DEFAULTS[args.target]}  # fmt: skip
-    for name, value in (defaults | config.RECIPES[args.recipe][args.target]).items():
+                "freeze_bn": config.FREEZE_BN, **config.DEFAULTS[args.target]}  # fmt: skip
+    defaults |= config.RECIPES[args.recipe][args.target]
+    if args.no_pretrained:
+        defaults["freeze_bn"] = False  # there are no statistics to keep
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     for name, used, where in (
@@ -225,6 +230,8 @@ def parse_args():
         raise InputError("--loss age_distribution: learns ages; use it with --target age")
     if args.weights and args.no_pretrained:
         raise InputError("--weights and --no-pretrained: give one of them")
+    if args.freeze_bn and args.no_pretrained:
+        raise InputError("--freeze-bn and --no-pretrained: give one of them")
     if args.overwrite and args.resume:
         raise InputError("--overwrite and --resume: give one of them")
     if args.tensorboard and find_spec("tensorboard") is None:
@@ -286,9 +293,9 @@ def get_args_parser():
         help=f"cosine: rises for a tenth of all steps, then falls (default: {config.SCHEDULE})")
     add("--tta", choices=("none", "flip"),
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
-    add("--bn-momentum", type=cli.number(float, lambda x: 0 < x <= 1, "a number above 0, up to 1"),
-        help="weight of each step in batch norms' running statistics, which val and test use; at "
-        f"least 5 / steps, up to 0.1, in short trainings (default: {config.BN_MOMENTUM})")
+    add("--freeze-bn", action=argparse.BooleanOptionalAction,
+        help="batch norms normalise with the statistics they start from, in training too (default: "
+        "no)")
     add("--batch-size", type=cli.positive_int, default=config.BATCH_SIZE,
         help="images per step (default: %(default)s)")
     add("--loss", choices=LOSSES, help=f"loss (default: {by_head('loss')})")

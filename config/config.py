@@ -47,6 +47,7 @@ FOCAL_GAMMA = 2.0
 LABEL_SMOOTHING = 0.1
 AGE_SIGMA = 3.0  # years
 BN_MOMENTUM = 0.1  # PyTorch's; packages' 0.01 and less follow only over hundreds of steps
+FREEZE_BN = False
 WARMUP = 0.1  # share of all steps in which the cosine schedule rises to --lr
 
 # fmt: off
@@ -63,7 +64,7 @@ TTA = "none"
 # better, "max" what scored highest, on a GPU (ETC/EXPERIMENTS.md).
 TUNED = {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"}
 BEST = {
-    "mask": {**TUNED, "augment": "wide", "epochs": 3, "bn_momentum": 0.01},
+    "mask": {"augment": "wide", "tta": "flip", "epochs": 3, "freeze_bn": True},
     "gender": TUNED,
     "age": {**TUNED, "loss": "age_distribution"},
 }

@@ -83,15 +83,21 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
     setattr(network.get_submodule(parent), child, layer)
     if weights:
         load_weights(network, name, weights)
-    set_bn_momentum(network, config.BN_MOMENTUM)
+    for norm in batch_norms(network):
+        norm.momentum = config.BN_MOMENTUM
     return network.to(memory_format=torch.channels_last)
 
 
-def set_bn_momentum(network, momentum):
-    """momentum: the weight of each step in the running statistics of network's batch norms."""
-    for module in network.modules():
-        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-            module.momentum = momentum
+def batch_norms(network):
+    return [m for m in network.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+
+
+def freeze_batch_norms(network):
+    """Until its next train(), network's batch norms normalise with their running statistics, and
+    keep them; their weights learn.
+    """
+    for norm in batch_norms(network):
+        norm.eval()
 
 
 def build_efficientnet(name, num_classes, resize, pretrained):

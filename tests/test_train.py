@@ -23,6 +23,7 @@ from config import config
 from conftest import ROOT, SMALL, assert_refused, run, run_ok
 from models.network import build_network, load_network
 from utils.checkpoint import load_checkpoint
+from utils.cli import InputError
 
 
 def train_small(data_dir, output, *arguments, target="age", run=run_ok):
@@ -47,7 +48,7 @@ def test_the_recipes_are_defaults_that_arguments_override(monkeypatch, target, e
     original = parse(monkeypatch, "--target", target)
     expected |= {"model": "efficientnet-b3", "resize": 224, "batch_size": 64, "seed": 777,
                  "schedule": "constant", "tta": "none", "age_border": 59,
-                 "bn_momentum": 0.1}  # fmt: skip
+                 "freeze_bn": False}  # fmt: skip
     assert expected.items() <= vars(original).items()
     for recipe in ("best", "max"):
         changed = config.RECIPES[recipe][target]
@@ -60,26 +61,24 @@ def test_the_recipes_are_defaults_that_arguments_override(monkeypatch, target, e
     assert {"model": model, "epochs": epochs}.items() <= vars(chosen).items()  # of max
 
 
-@pytest.mark.parametrize(
-    ("asked", "steps", "used"),
-    [(None, 3, 0.1), (0.3, 3, 0.3), (0.01, 3, 0.1), (0.01, 100, 0.05), (0.01, 1000, 0.01)],
-)
-def test_bn_momentum_is_raised_for_few_steps(sample_dir, tmp_path, monkeypatch, asked, steps, used):
-    class Enough(Exception):
-        pass
+@pytest.mark.parametrize("option", [None, "--freeze-bn"])
+def test_frozen_batch_norms_keep_their_statistics_and_learn(sample_dir, tmp_path, option):
+    train_small(sample_dir, tmp_path, *filter(None, [option]))
+    trained = load_checkpoint(tmp_path / "age_fold0/last.pth")["network"]
+    start = build_network("efficientnet-lite0", 3, 64, pretrained=True).state_dict()
+    same = {name: torch.equal(start[name], trained[name]) for name in start if "_bn" in name}
+    statistics = [same[name] for name in same if "running" in name]
+    assert len(statistics) > 50
+    assert statistics == [option is not None] * len(statistics)
+    assert not any(same[name] for name in same if name.endswith(("weight", "bias")))
 
-    def check(network, momentum):
-        assert momentum == pytest.approx(used)
-        raise Enough
 
-    def load_fold(images, manifest, args, device):
-        return [None] * steps, None, None, None  # only the number of steps counts
-
-    monkeypatch.setattr(train, "load_fold", load_fold)
-    monkeypatch.setattr(train, "set_bn_momentum", check)
-    options = ["--bn-momentum", asked] if asked else []
-    with pytest.raises(Enough):
-        train_small(sample_dir, tmp_path, *options, run=run)
+def test_batch_norms_without_weights_are_not_frozen(monkeypatch):
+    options = ["--target", "mask", "--recipe", "best", "--no-pretrained"]
+    assert parse(monkeypatch, *options[:-1]).freeze_bn
+    assert not parse(monkeypatch, *options).freeze_bn
+    with pytest.raises(InputError, match="--freeze-bn and --no-pretrained"):
+        parse(monkeypatch, *options, "--freeze-bn")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from config import config
 from utils.checkpoint import load_checkpoint, load_state, save_checkpoint
 from utils.cli import InputError
 from utils.device import PRECISIONS
@@ -57,8 +56,7 @@ def fixed_arguments(args, precision):
     precision: the dtype in use, as what auto means differs between devices.
     """
     fixed = {name: value for name, value in vars(args).items() if name not in FREE_ON_RESUME}
-    # The learning rate and the momentum of batch norms may depend on the number of all steps.
-    if args.schedule != "constant" or args.bn_momentum < config.BN_MOMENTUM:
+    if args.schedule != "constant":  # the learning rate depends on the number of all steps
         fixed["epochs"] = args.epochs
     return {**fixed, "precision": str(precision)}
 
@@ -89,7 +87,7 @@ def as_typed(name, value):
     if value is True:
         return f"--{option}"
     if value is False or value is None:
-        return "--no-second-look" if name == "second_look" else f"no --{option}"
+        return f"--no-{option}" if name in ("second_look", "freeze_bn") else f"no --{option}"
     precisions = {str(dtype): precision for precision, dtype in PRECISIONS.items()}
     return f"--{option} {precisions.get(value, value)}"
 
