@@ -296,7 +296,8 @@ def place(points, how, rng):
     elif how == "nose":
         top, bottom = max(rng.uniform(0.78, 1.1), nose + 0.18), rng.uniform(1.85, 2.4)
     elif how == "chin":
-        top, bottom = rng.uniform(1.25, 1.8), rng.uniform(2.1, 2.6)
+        top = rng.uniform(1.3, 1.95)  # from the lower lip to the neck
+        bottom = top + rng.uniform(0.55, 0.95)
         half *= rng.uniform(0.85, 1.1)
     else:
         top, bottom = rng.uniform(-0.85, -0.4), rng.uniform(0.38, 0.72)

@@ -64,7 +64,7 @@ TTA = "none"
 # better, "max" what scored highest, on a GPU (ETC/EXPERIMENTS.md).
 TUNED = {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"}
 BEST = {
-    "mask": {"augment": "wide", "tta": "flip", "epochs": 3, "freeze_bn": True},
+    "mask": {**TUNED, "augment": "wide", "epochs": 3, "freeze_bn": True},
     "gender": TUNED,
     "age": {**TUNED, "loss": "age_distribution"},
 }
