@@ -48,13 +48,13 @@ from utils.plots import save_plots
 
 
 def train_one_epoch(
-    network, loader, criterion, optimizer, scaler, rates, pixel_stats, precision, freeze_bn=False
+    network, loader, criterion, optimizer, scaler, rates, pixel_stats, precision, *, freeze_bn=False
 ):
     """One pass over loader. Returns the mean loss.
 
     rates: the learning rate of each step; pixel_stats: mean and standard deviation of normalize,
     float32 (2, 3), on the network's device; precision: of autocast, a dtype; freeze_bn: batch norms
-    keep their statistics.
+    normalise with their running statistics, and keep them.
     """
     device = pixel_stats.device
     network.train()
@@ -164,7 +164,7 @@ def main():
         rates = learning_rates(args, epoch, len(train_loader))
         train_loss = train_one_epoch(
             train_network, train_loader, criterion, optimizer, scaler, rates, pixel_stats,
-            precision, args.freeze_bn,
+            precision, freeze_bn=args.freeze_bn,
         )  # fmt: skip
         speed = len(train_loader.dataset) / (time.perf_counter() - start)
         share_buffers(network)
@@ -294,8 +294,9 @@ def get_args_parser():
     add("--tta", choices=("none", "flip"),
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
     add("--freeze-bn", action=argparse.BooleanOptionalAction,
-        help="batch norms normalise with the statistics they start from, in training too (default: "
-        "no)")
+        help="batch norms, where the network has some, normalise with the statistics they start "
+        "from in training too, and keep them; their weights learn (default: no; best and max: for "
+        "mask, but not with --no-pretrained)")
     add("--batch-size", type=cli.positive_int, default=config.BATCH_SIZE,
         help="images per step (default: %(default)s)")
     add("--loss", choices=LOSSES, help=f"loss (default: {by_head('loss')})")

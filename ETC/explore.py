@@ -31,7 +31,7 @@ def find_data():
     """
     if os.environ.get("MAG_DATA_DIR") or Path(config.DATA_DIR, "train", "train.csv").exists():
         return config.DATA_DIR, config.CROP_DIR
-    if not Path(SAMPLE, "train").exists():  # made last
+    if not Path(SAMPLE, "train", "train.csv").exists():
         make_sample(SAMPLE, 12, 6, config.SEED)
     print(f"No photos in {config.DATA_DIR}: these are drawn people, in {SAMPLE}.")
     return SAMPLE, None  # not CROP_DIR, where the crops of real photos may be

@@ -54,7 +54,7 @@ KINDS = {
     )),
 }  # fmt: skip
 CHANCES = [chance for chance, *_ in KINDS.values()]
-# The chance of each: the nose bare, the chin covered only, over the eyes.
+# The chance of each: the nose bare, on or under the chin, over the eyes.
 MISWORN = {"nose": 0.4, "chin": 0.4, "eyes": 0.2}
 
 
@@ -296,7 +296,7 @@ def place(points, how, rng):
     elif how == "nose":
         top, bottom = max(rng.uniform(0.78, 1.1), nose + 0.18), rng.uniform(1.85, 2.4)
     elif how == "chin":
-        top = rng.uniform(1.3, 1.95)  # from the lower lip to the neck
+        top = rng.uniform(1.3, 1.8)  # further down, it would be outside of the crop
         bottom = top + rng.uniform(0.55, 0.95)
         half *= rng.uniform(0.85, 1.1)
     else:

@@ -247,8 +247,8 @@ def main():
     photos = find_photos(args.photos, left_out, ignored)
     photos = chain([next(photos)], photos)
     if sheet.exists() and not ignored:
-        raise InputError(f"--output {output}: would overwrite {sheet}, which has no table beside "
-                         "it and may be a photo; move it, or choose another --output")  # fmt: skip
+        raise InputError(f"--output {output}: would overwrite {sheet}, which may be a photo, as no "
+                         "table is beside it; move it, or choose another --output")  # fmt: skip
     check_output(output, [".csv"], inputs, [sheet.name])
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
     if args.shard:
@@ -299,8 +299,8 @@ def add_photo_arguments(add):
     add("photos", nargs="+", metavar="PATH",
         help="photos, and folders that are searched for photos")
     add("--skip-bad", action="store_true",
-        help="exit with status 0 although some photos can't be read; they are left out either way "
-             "(default: 1)")
+        help="exit with status 0 even if some photos can't be read (default: 1); they are left out "
+             "either way")
     add_crop_batch_size(add)
     cli.add_machine_arguments(add)
 

@@ -114,15 +114,15 @@ def group_people(table):
 def report_run(folder, data_dir=None, crop_dir=None):
     """Write report.html, curves.png and confusion.png of the run in folder into it.
 
-    data_dir, crop_dir: where the crops are; None: where they were in training. Raises InputError
-    when a file of the run or a crop is missing or damaged.
+    data_dir, crop_dir: where the crops are, as for train.py; without both, where they were in
+    training. Raises InputError when a file of the run or a crop is missing or damaged.
     """
     folder = Path(folder)
     arguments, log, table = read_run(folder)
     target, classes = arguments["target"], CLASSES[arguments["target"]]
     answers = (table[name].to_numpy() for name in ("label", "predicted", "loss"))
     if not (data_dir or crop_dir):
-        data_dir, crop_dir = arguments["data_dir"], arguments["crop_dir"]
+        crop_dir = arguments["crop_dir"]
     crops = crop_folder(data_dir or arguments["data_dir"], crop_dir, "train")
     save_plots(folder, classes)
     write_report(
@@ -300,7 +300,7 @@ def get_args_parser():
     add("--data-dir",
         help="folder that holds train/ and eval/ (default: the run's, or as for test.py)")
     add("--crop-dir",
-        help="folder of the face crops (default: the run's, or as for test.py)")
+        help="folder of the face crops (default: --data-dir or else the run's, or as for test.py)")
     # fmt: on
     return parser
 

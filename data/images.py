@@ -1,4 +1,4 @@
-"""Reading photos with Pillow."""
+"""Finding photos, and reading them with Pillow."""
 
 import errno
 import importlib.util
@@ -101,13 +101,13 @@ def decode(file, side=None):
             image.draft(None, (side, side))
         if not image.width * image.height:
             raise ValueError("it has no pixels")
+        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+            raise ValueError("32-bit pixels of unknown range")
         kind = f"{image.format} {image.mode}"
         turn = UPRIGHT.get(orientation(image))
         # Not ImageOps.exif_transpose, which rewrites the other tags and fails on odd ones.
         if turn is not None:
             image = image.transpose(turn)
-        if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-            raise ValueError("how bright its 32-bit pixels may be isn't known")
         if image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
             image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
         elif "transparency" in image.info:

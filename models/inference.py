@@ -131,7 +131,7 @@ def export_onnx(network, inputs, outputs):
                 dynamic_axes={name: {0: "N"} for name in (*inputs, *outputs)},
                 opset_version=OPSET, dynamo=False,
             )  # fmt: skip
-        except torch.onnx.errors.OnnxExporterError as error:  # AlexNet at 448 px
+        except torch.onnx.errors.OnnxExporterError as error:  # AlexNet above 224 px
             sides = ", ".join(map(str, inputs.values()))
             why = str(error).partition(". ")[0]
             raise InputError(f"no ONNX model at {sides} px: {why}; use --backend torch") from error

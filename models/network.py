@@ -136,7 +136,7 @@ def build_torchvision(name, resize, pretrained):
     elif name == "maxvit_t":
         options, step = {"input_size": (resize, resize)}, 224  # windows of 7 cells of 32 pixels
     elif name.startswith(("alexnet", "vgg")):
-        step = 224  # elsewhere ONNX can't express their pooling to 7 x 7 or 6 x 6
+        step = 224  # at others, ONNX can't express their pooling to 7 x 7 or 6 x 6
     if options and pretrained and resize != side:
         raise InputError(f"--resize {resize}: the ImageNet weights of {name} take {side} alone")
     if resize % step or (name == "inception_v3" and resize < side):

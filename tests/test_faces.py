@@ -7,8 +7,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from config import config
 from conftest import FACES, SHOTS, assert_refused, run, run_ok, write_jpeg
+from data.crop import crop_box, detector_of_process
+from data.detect import find_largest_faces
 from data.images import load_image
 from ETC import faces, portrait, sample, scene
 from ETC.masks import Head, choose_mask, face_light, wear
@@ -235,6 +239,20 @@ def test_masks_cover_what_they_should(face, how):
         ), kind
         chin = mouth + (0.85 if how == "chin" else 0.55) * (mouth - eyes)  # it may hang below
         assert covered(chin) == (how != "eyes"), kind
+
+
+def test_a_mask_on_the_chin_is_in_the_crop(face):
+    photo, points = face
+    found, _ = find_largest_faces(detector_of_process(torch.device("cpu")), photo[None], 50)[0][0]
+    settings = {**config.CROP, "face_width": None}
+    x0, y0, x1, y1 = crop_box(found, photo.shape[1::-1], settings)
+    kinds = [kind for kind in scene.KINDS if kind != "scarf"]
+    for number in range(40):
+        rng, masked = np.random.default_rng([6, number]), photo.copy()
+        mask = choose_mask(rng, kinds[number % len(kinds)])
+        wear(masked, points, mask, "chin", 0.5, face_light(photo, points), rng)
+        change = np.abs(masked.astype(int) - photo)[y0:y1, x0:x1].sum(2)
+        assert (change > 20).mean() > 0.02
 
 
 def test_a_hand_over_a_mask_has_the_colour_of_the_face(face):

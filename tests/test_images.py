@@ -38,6 +38,10 @@ def test_a_large_jpeg_may_come_smaller(tmp_path):
         assert abs(image.astype(int) - np.asarray(photo.resize(size[::-1]))[..., None]).max() < 9
 
 
+UPRIGHT_EXIF = Image.Exif()
+UPRIGHT_EXIF[0x0112] = 2  # mirrored: above and below stay
+
+
 def photo_files():
     """Photos, dark above and bright below, in the formats and modes that photos come in: [(format,
     mode, bytes)].
@@ -52,6 +56,7 @@ def photo_files():
         (grey.convert("P"), "PNG", {"transparency": bytes(range(256))}),
         (grey.convert("LA"), "PNG", {}),
         (deep, "PNG", {}),
+        (deep, "PNG", {"exif": UPRIGHT_EXIF}),
         (grey, "GIF", frames),
         (grey.convert("RGB"), "WEBP", {}),
         (grey.convert("RGB"), "TIFF", {"compression": "tiff_lzw"}),
@@ -159,7 +164,8 @@ BAD_PHOTOS = {
     "truncated": PHOTO[: len(PHOTO) // 2],
     "empty": b"",
     "decompression bomb": png_of(30_000, 30_000),
-    "unknown range": saved("TIFF", "F"),
+    "floats": saved("TIFF", "F"),
+    "32 bits": saved("TIFF", "I"),
     "unknown encoding": b"BLP2" + struct.pack("<i4b2i", 1, 9, 0, 0, 0, 64, 64) + bytes(2000),
 }
 

@@ -17,6 +17,7 @@ from models.network import (
     average_logits,
     build_network,
     fold_batch_norm,
+    freeze_batch_norms,
     network_name,
     normalization,
     normalize,
@@ -130,6 +131,16 @@ def test_running_statistics_follow_within_tens_of_steps():
         modules = build_network(name, 3, 64).modules()
         momenta = {m.momentum for m in modules if isinstance(m, torch.nn.BatchNorm2d)}
         assert momenta == {0.1}
+
+
+def test_frozen_batch_norms_normalise_as_in_prediction():
+    network, images = as_if_trained(build_network("resnet18", 3, 64)), torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(images)
+        freeze_batch_norms(network.train())
+        assert network.training
+        torch.testing.assert_close(network(images), expected)
+        assert (network.train()(images) - expected).abs().max() > 0.01
 
 
 def test_lite0_starts_from_the_imagenet_weights_that_are_installed():

@@ -264,7 +264,7 @@ def test_what_is_read_is_not_overwritten(photo, runs_dir, tmp_path):
     assert_refused(run(*command, tmp_path / "x.csv", tmp_path / "empty"), "would overwrite")
     (tmp_path / "empty/link").unlink()
     for output, path, words in (
-        (tmp_path / "x.csv", tmp_path, ["would overwrite", "x_sheet.png"]),
+        (tmp_path / "x.csv", tmp_path, ["would overwrite", "x_sheet.png", "no table"]),
         (sheet, sheet, ["--output", "ends in .csv"]),
         (tmp_path / "x.csv", tmp_path / "nowhere", ["nowhere", "no such file"]),
         (tmp_path / "x.csv", tmp_path / "empty", ["empty", "no photos"]),

@@ -121,6 +121,7 @@ def test_resume_refuses_what_would_change_the_result(command, sample_dir, tmp_pa
 
     assert_refused(refused("--batch-size", 8, "--augment", "none"), "--batch-size 16", "--augment")
     assert_refused(refused("--margin-x", 5), "--margin-x 20")
+    assert_refused(refused("--freeze-bn"), "--no-freeze-bn")
     assert_refused(refused("--overwrite"), "--overwrite", "--resume")
     table = pd.read_csv(data / "train/train.csv", dtype=str)
     person, age = table.loc[0, ["id", "age"]]

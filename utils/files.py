@@ -139,6 +139,7 @@ def check_output(output, suffixes, inputs, beside=()):
         other = f", and is not {' or '.join(beside)}" if beside else ""
         raise InputError(f"--output {output}: name a file that ends in {suffixes[0]}{other}")
     paths = [output, *(output.with_name(name) for name in beside)]
+    inputs = [path for path in inputs if os.path.exists(path)]  # others are reported when read
     make_folder(output.parent, "choose another --output")
     holds = ("best.pth", "last.pth", "train.csv", "info.csv")
     if any((output.parent / name).exists() for name in holds):
@@ -146,8 +147,7 @@ def check_output(output, suffixes, inputs, beside=()):
     for path in paths:
         if path.exists() and not path.is_file():
             raise InputError(f"--output {output}: {path} is not a file; choose another folder")
-        # Of inputs, broken links are named later.
-        if path.exists() and any(os.path.exists(read) and path.samefile(read) for read in inputs):
+        if path.exists() and any(path.samefile(read) for read in inputs):
             raise InputError(f"--output {output}: would overwrite {path}, which is read here")
         hold(path, "wait for it, or choose another --output")
     return paths[1:]

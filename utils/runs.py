@@ -16,6 +16,7 @@ RUN_FILES = ("best.pth", "last.pth", "config.json", "log.csv", "val_predictions.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "no_cache", "crop_batch_size", "device",
                   "num_workers", "epochs", "overwrite", "resume", "skip_bad", "tensorboard",
                   "recipe", "label_fixes"}  # fmt: skip
+NEGATABLE = {"second_look", "freeze_bn"}  # --no-... turns these off
 
 
 def prepare_folder(args):
@@ -87,7 +88,7 @@ def as_typed(name, value):
     if value is True:
         return f"--{option}"
     if value is False or value is None:
-        return f"--no-{option}" if name in ("second_look", "freeze_bn") else f"no --{option}"
+        return f"--no-{option}" if name in NEGATABLE else f"no --{option}"
     precisions = {str(dtype): precision for precision, dtype in PRECISIONS.items()}
     return f"--{option} {precisions.get(value, value)}"
 
