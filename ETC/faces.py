@@ -262,7 +262,7 @@ def find_people(folder, labels, seed):
     outside = [low < AGES[0] or high > AGES[1] for low, high in ranges]
     leave_out(pd.Series(outside), f"age outside {AGES[0]} to {AGES[1]}")
     table["age"] = [drawn_age(row, seed) for row in table.itertuples()]
-    leave_out(~table["file"].map(lambda file: (folder / file).is_file()), "no such file")
+    leave_out(~table["file"].map(lambda file: os.path.isfile(folder / file)), "no such file")
     files = table["file"].tolist()
     chunks = [files[start : start + 16] for start in range(0, len(files), 16)]
     measured = in_processes(partial(measure, folder=folder), chunks, "read") if chunks else []

@@ -209,11 +209,10 @@ def classify_all(args, photos, output, classify_chunk):
     Raises InputError when none can be read.
     """
     tally, damaged = Tally(), []
-    if args.resume and output.exists():
+    started = args.resume and output.exists()
+    if started:
         keep_finished(output, photos, tally)
         print(f"{output}: goes on after {tally.photos} photos")
-    else:  # at once: --resume must not find an earlier command's rows
-        write_csv(output, pd.DataFrame(columns=COLUMNS))
     with tqdm(desc="photos", initial=tally.photos, unit="photo", disable=progress_off()) as bar:
         while chunk := list(islice(photos, CHUNK)):
             with tempfile.TemporaryDirectory() as folder:
@@ -221,12 +220,18 @@ def classify_all(args, photos, output, classify_chunk):
             damaged += lines
             tally.photos += len(chunk)
             tally.add(zip(table["photo"], table["face"], table["method"]))
-            append_rows(output, table)
+            if tally.good and not started:  # until then, an earlier table stays
+                write_csv(output, pd.DataFrame(columns=COLUMNS))
+                started = True
+            if started:
+                append_rows(output, table)
             bar.update(len(chunk))
             if tally.good and damaged:
                 tqdm.write("\n".join(damaged), file=sys.stderr)
                 damaged = []
     raise_problems("no readable photos", damaged)
+    if not started:  # a share without photos
+        write_csv(output, pd.DataFrame(columns=COLUMNS))
     return tally
 
 
@@ -239,7 +244,7 @@ def main():
     backend = pick_backend(args.backend, device, precision)
     checkpoints = find_checkpoints(args.runs)
     output = Path(args.output)
-    sheet = output.with_name(f"{output.stem}_sheet.png")
+    sheet = output.parent / f"{output.stem}_sheet.png"
     inputs = [checkpoint["path"] for head in checkpoints.values() for checkpoint in head]
     inputs += filter(os.path.isfile, args.photos)
     ignored = sheet if output.exists() else None  # beside a table, this is an earlier sheet
@@ -261,8 +266,6 @@ def main():
         photos = find_photos(args.photos, [], ignored)
         photos = islice(photos, total * (number - 1) // shards, total * number // shards)
 
-    if not args.resume:
-        sheet.unlink(missing_ok=True)  # of the table that is replaced
     settings = checkpoints["mask"][0]["crop"]  # those of all heads
     classify_chunk = partial(classify, args, settings=settings, members=members, views=views,
                              device=device, precision=precision)  # fmt: skip

@@ -125,7 +125,8 @@ def new_folder(output):
     """A hidden folder in output, absent yet, whose content moves to output in the end, train last:
     nobody should train on half a data set. Raises InputError unless output is new or empty.
     """
-    output, existed = Path(output), os.path.lexists(output)
+    output = Path(output)
+    existed = os.path.lexists(output)
     part = output / ".part"
     if existed:
         # Remains of a killed command don't count.

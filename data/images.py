@@ -102,7 +102,7 @@ def decode(file, side=None):
         if not image.width * image.height:
             raise ValueError("it has no pixels")
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-            raise ValueError("32-bit pixels of unknown range")
+            raise ValueError("pixels of unknown range")
         kind = f"{image.format} {image.mode}"
         turn = UPRIGHT.get(orientation(image))
         # Not ImageOps.exif_transpose, which rewrites the other tags and fails on odd ones.
@@ -170,7 +170,8 @@ def read_image(path, side=None):
     is damaged, or None.
     """
     try:
-        return *decode(path, side), None
+        with open(path, "rb") as file:  # a path, Pillow maps to memory: some TIFFs come garbled
+            return *decode(file, side), None
     except DAMAGE as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise  # the machine's fault, not the photo's

@@ -51,9 +51,11 @@ def read_table(path, columns, missing_hint, optional=()):
         if len(row) != len(header)
     ]
     raise_problems(path, wrong)
-    missing = [name for name in columns if header.count(name) != 1]
-    if missing := missing + [name for name in optional if header.count(name) > 1]:
-        hint = "separate columns by commas, and write each name once"
+    for name in (*columns, *optional):
+        if header.count(name) > 1:
+            raise InputError(f"{path}: column {name} is there twice; rename or delete one")
+    if missing := [name for name in columns if name not in header]:
+        hint = "separate columns by commas"
         raise InputError(f"{path}: no column {', '.join(missing)} in {', '.join(header)}; {hint}")
     if not rows:
         raise InputError(f"{path}: no rows")
@@ -185,7 +187,8 @@ def fix_labels(images, path):
     A row applies only where the old value is found; what is applied is printed. Returns the
     corrected table. Raises InputError for an unknown field or new value.
     """
-    fixes = read_table(path, ["id", "field", "old", "new"], "see data/label_fixes.csv")
+    columns = ["id", "field", "old", "new"]
+    fixes = read_table(path, columns, "see data/label_fixes.csv")[columns]
     values = {"gender": "female|male", "age": "[0-9]|[1-9][0-9]|1[01][0-9]|120", "shot": SHOT}
     for name in ("old", "new"):
         fixes[name] = fixes[name].mask(fixes["field"] == "gender", full_gender(fixes[name]))

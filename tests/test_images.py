@@ -25,6 +25,10 @@ def test_photos_of_every_orientation_are_upright(tmp_path, orientation):
         with Image.open(tmp_path / name) as image:
             expected = np.array(ImageOps.exif_transpose(image).convert("RGB"))
         assert np.array_equal(load_image(tmp_path / name), expected)
+    for mode in ("RGB", "L", "RGBA"):  # Pillow maps some of them to memory
+        photo.convert(mode).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
+        photo.convert(mode).save(tmp_path / "a.png", exif=exif)
+        assert np.array_equal(load_image(tmp_path / "a.tif"), load_image(tmp_path / "a.png"))
 
 
 def test_a_large_jpeg_may_come_smaller(tmp_path):

@@ -113,8 +113,8 @@ def test_bad_photos_are_named_or_left_out(classify, photo, runs_dir, tmp_path, m
     assert len(classify(folder, "--skip-bad")[0]) == 1
     refused = run(*command, "--skip-bad", "--num-workers", 0, folder / "broken.jpg")
     assert_refused(refused, "broken.jpg", "no readable photos")
-    assert len(pd.read_csv(tmp_path / "x.csv")) == 0
-    assert not (tmp_path / "x_sheet.png").exists()  # of the table that was there
+    assert len(pd.read_csv(tmp_path / "x.csv")) == 1  # the earlier table stays
+    assert (tmp_path / "x_sheet.png").exists()
 
 
 @pytest.fixture
@@ -266,6 +266,7 @@ def test_what_is_read_is_not_overwritten(photo, runs_dir, tmp_path):
     for output, path, words in (
         (tmp_path / "x.csv", tmp_path, ["would overwrite", "x_sheet.png", "no table"]),
         (sheet, sheet, ["--output", "ends in .csv"]),
+        (".", tmp_path, ["--output", "ends in .csv"]),
         (tmp_path / "x.csv", tmp_path / "nowhere", ["nowhere", "no such file"]),
         (tmp_path / "x.csv", tmp_path / "empty", ["empty", "no photos"]),
     ):

@@ -13,6 +13,7 @@ import torch
 from conftest import SHOTS, assert_refused, run, run_ok
 from data.detect import build_detector, find_largest_faces
 from ETC import portrait, sample
+from utils.cli import InputError
 
 PEOPLE = 6
 
@@ -93,3 +94,11 @@ def test_mtcnn_finds_the_faces():
     normal, *masked = (np.mean([bool(faces) for faces in shot]) for shot in found)
     assert normal >= 0.9
     assert np.mean(masked) >= 0.4
+
+
+def test_an_empty_output_is_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="not an empty folder"), sample.new_folder(""):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
