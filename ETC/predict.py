@@ -230,7 +230,7 @@ def classify_all(args, photos, output, classify_chunk):
                 tqdm.write("\n".join(damaged), file=sys.stderr)
                 damaged = []
     raise_problems("no readable photos", damaged)
-    if not started:  # a share without photos
+    if not started:  # there were no photos
         write_csv(output, pd.DataFrame(columns=COLUMNS))
     return tally
 
@@ -276,6 +276,8 @@ def main():
         with atomic_write(sheet) as file:
             draw_sheet(shown.assign(photo=tally.shown)).save(file, "PNG")
         outputs.append(sheet)
+    else:  # a share without photos
+        sheet.unlink(missing_ok=True)
     missed, again = tally.methods["center"], tally.methods[SECOND_LOOK]
     print(
         f"{tally.good} photos, {tally.methods.total() - missed} faces ({again} found by the second "
