@@ -116,7 +116,8 @@ def crop_this(job):
 def crop_limit(job):
     def recode(i, file):
         image = load_image(job.images / file)
-        save_crop(image, (0, 0, image.shape[1], image.shape[0]), job.folder / f"{i}.jpg")
+        size = image.shape[1::-1]
+        save_crop(image, (0, 0, *size), job.folder / f"{i}.jpg", size)
 
     def work():
         with ThreadPoolExecutor(max(1, job.num_workers)) as pool:

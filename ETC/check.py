@@ -81,7 +81,7 @@ def inspect(path):
     """What a photo is, such as "384 x 512, JPEG RGB"; the SHA-256 of the file; and None. If it
     can't be read: None, None and why.
     """
-    image, kind, damage = read_image(path)
+    image, _, kind, damage = read_image(path)
     if image is None:
         return None, None, damage
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -29,7 +29,7 @@ from PIL import Image, ImageColor
 from config import config
 from data.augment import resize
 from data.crop import BOX, SECOND_LOOK
-from data.images import DAMAGE, load_image
+from data.images import DAMAGE, load_smaller
 from ETC.predict import COLUMNS, classify
 from ETC.sheet import COLORS
 from models.inference import build_members, pick_backend
@@ -63,12 +63,9 @@ def too_large(path):
 
 def draw_boxes(path, faces):
     """The photo at path with the boxes of its rows of classify's table: a JPEG file, bytes."""
-    photo = load_image(path, SHOWN_SIDE)
-    height, width = photo.shape[:2]
-    zoom = SHOWN_SIDE / max(width, height)
-    with contextlib.suppress(*DAMAGE), Image.open(path) as image:  # a JPEG may have come smaller
-        zoom = SHOWN_SIDE / max(image.size)
-    size = [max(1, round(SHOWN_SIDE * side / max(width, height))) for side in (width, height)]
+    photo, size = load_smaller(path, SHOWN_SIDE)
+    zoom = SHOWN_SIDE / max(size)
+    size = [max(1, round(zoom * side)) for side in size]
     photo = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
     for face in faces:
         x0, y0, x1, y1 = (round(zoom * face[name]) for name in BOX)
@@ -93,7 +90,7 @@ def base64_text(content):
 def describe(path, faces, side):
     """What demo.html shows of a photo; faces: its rows of classify's table; side: of each, px."""
     for face in faces:
-        face["jpeg"] = base64_text(jpeg(resize(load_image(face["crop"], side), side)))
+        face["jpeg"] = base64_text(jpeg(resize(load_smaller(face["crop"], side)[0], side)))
         face["color"] = COLORS[face["mask"]]  # of its box
         face["heads"] = [
             [(name, face[f"{target}_{name}"], name == face[target]) for name in names]

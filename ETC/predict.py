@@ -182,7 +182,7 @@ def keep_finished(path, photos, tally):
                 same = printable(str(photo)) == file
                 if same:
                     break
-                image, _, why = read_image(photo)
+                image, *_, why = read_image(photo)
                 if image is not None:
                     break
                 print(f"{printable(str(photo))}: {why}", file=sys.stderr)  # it has no rows

@@ -31,8 +31,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import config
-from data.detect import build_detector, find_all_faces, find_largest_faces, look_again
-from data.images import read_image
+from data.detect import (
+    HALF_SIZE_FACE,
+    build_detector,
+    find_all_faces,
+    find_largest_faces,
+    look_again,
+)
+from data.images import load_image, read_image
 from data.labels import list_train_images, raise_problems, read_info
 from utils import cli
 from utils.cli import InputError
@@ -41,6 +47,10 @@ from utils.files import atomic_write, locked, make_folder, remove_leftovers, wri
 
 PHOTO_SIZE = 384, 512  # width and height of the competition's photos
 JPEG_QUALITY = 95
+# A JPEG with twice as many pixels each way is decoded, and searched for faces, at half its size.
+# Crops are cut from that if they keep as many pixels each way as EfficientNet-B7 takes.
+HALF_SIZE = 1000
+SHARP_SIZE = 600
 SAVE_EVERY = 5  # seconds between manifests: what a killed run has to do again
 MEASURED = 64  # train photos that tell how wide a face typically is
 
@@ -88,10 +98,11 @@ def crop_settings(args, files, device):
     if "face_width" not in stored or not settings.items() <= stored.items():
         detector, widths = detector_of_process(device), []
         for file in random.Random(0).sample(files, min(len(files), MEASURED)):
-            image, _, _ = read_image(Path(args.data_dir) / "train" / "images" / file)
+            photo = Path(args.data_dir) / "train" / "images" / file
+            _, _, image, size, _ = read_photo((photo, None), settings)
             if image is not None:
-                [faces] = find_largest_faces(detector, image[None], settings["min_face_size"])
-                scale = min(PHOTO_SIZE) / min(image.shape[:2])
+                [faces] = find_largest_faces(detector, image[None], settings["min_face_size"], size)
+                scale = min(PHOTO_SIZE) / min(size)
                 widths += [scale * (face[2] - face[0]) for face, _ in faces]
         stored = {**settings, "face_width": round(float(np.median(widths))) if widths else None}
     return gather(stored)[0]
@@ -112,10 +123,11 @@ def crop_photos(photos, settings, device, args, every=False):
     crop = partial(crop_images, settings=settings, device=device, batch_size=size, every=every)
     on_gpu = device.type == "cuda"  # where this process detects; on a CPU, the workers do it all
     detector_of_process(device)  # once for all workers, if they are forked
+    read = partial(read_photo, settings=settings)
     loader = DataLoader(
         [photo for batch in batches for photo in batch] if on_gpu else batches,
         batch_size=None,
-        collate_fn=read_photo if on_gpu else partial(crop_batch, crop=crop),
+        collate_fn=read if on_gpu else partial(crop_batch, read=read, crop=crop),
         num_workers=min(args.num_workers, len(batches)),
         worker_init_fn=cli.start_worker,
         generator=torch.Generator(),  # else it would change what training draws
@@ -126,15 +138,21 @@ def crop_photos(photos, settings, device, args, every=False):
         yield from rows
 
 
-def read_photo(pair):
-    """(photo, crop, image or None, what is damaged or None) for (photo, crop)."""
-    image, _, damage = read_image(pair[0])
-    return *pair, image, damage
+def read_photo(pair, settings):
+    """(photo, crop, image or None, size, what is damaged or None) for (photo, crop). size: the
+    photo's (width, height), of which the image of a large JPEG is half, unless settings are for
+    faces that are too small for it.
+    """
+    side = HALF_SIZE if settings["min_face_size"] >= HALF_SIZE_FACE else None
+    image, size, _, damage = read_image(pair[0], side, most=2)
+    return *pair, image, size, damage
 
 
-def crop_batch(pairs, crop):
-    """The rows of crop, crop_images with its options, for [(photo, crop)]: a worker's job."""
-    return [row for rows in crop(map(read_photo, pairs)) for row in rows]
+def crop_batch(pairs, read, crop):
+    """The rows of crop, crop_images with its options, for [(photo, crop)]: a worker's job. read:
+    read_photo with its options.
+    """
+    return [row for rows in crop(map(read, pairs)) for row in rows]
 
 
 detector_of_process = lru_cache(build_detector)
@@ -146,45 +164,51 @@ def crop_images(images, settings, device, batch_size, every):
     """
     group = []
     limit = batch_size * PHOTO_SIZE[0] * PHOTO_SIZE[1]  # pixels
-    for photo, crop, image, why in images:
+    for photo, crop, image, size, why in images:
         if image is None:
             yield [{"photo": photo, "face": 1, "method": "bad", "why": why}]
             continue
         full = (len(group) + 1) * image.shape[0] * image.shape[1] > limit
-        if group and (full or image.shape != group[0][2].shape):
+        if group and (full or (image.shape, size) != (group[0][2].shape, group[0][3])):
             yield crop_group(group, settings, device, every)
             group = []
-        group.append((photo, crop, image, why))
+        group.append((photo, crop, image, size, why))
     if group:
         yield crop_group(group, settings, device, every)
 
 
 def crop_group(images, settings, device, every):
     """The rows of crop_photos for results of read_photo of one size, whose crops are saved."""
-    rows, stack = [], np.stack([image for _, _, image, _ in images])
-    size = stack.shape[2], stack.shape[1]
+    rows, stack, size = [], np.stack([image for _, _, image, *_ in images]), images[0][3]
     find = find_all_faces if every else find_largest_faces
-    found = find(detector_of_process(device), stack, settings["min_face_size"])
+    found = find(detector_of_process(device), stack, settings["min_face_size"], size)
     methods = ["mtcnn"] * len(images)
     missed = [number for number, faces in enumerate(found) if not faces]
     if missed and settings["second_look"]:
-        for number, faces in zip(missed, look_again(detector_of_process(device), stack[missed])):
+        again = look_again(detector_of_process(device), stack[missed], size)
+        for number, faces in zip(missed, again):
             found[number], methods[number] = faces, SECOND_LOOK
-    for (photo, crop, image, why), faces, method in zip(images, found, methods):
+    for (photo, crop, image, _, why), faces, method in zip(images, found, methods):
         boxes = [(method, crop_box(face, size, settings), round(prob, 6)) for face, prob in faces]
         boxes = [face for face in boxes if face[1] is not None]
         boxes = boxes or [("center", crop_box(None, size, settings), np.nan)]
+        shortest = min(min(x1 - x0, y1 - y0) for _, (x0, y0, x1, y1), _ in boxes)
+        if image.shape[1] < size[0] and shortest < 2 * SHARP_SIZE:
+            image = load_image(photo)
         for number, (method, box, prob) in enumerate(boxes, start=1):
             path = crop if number == 1 else crop.with_stem(f"{crop.stem}_{number}")
-            save_crop(image, box, path)
+            save_crop(image, box, path, size)
             row = {"photo": photo, "face": number, "method": method, "prob": prob, "crop": path}
             rows.append({**row, **dict(zip(BOX, box)), "why": why})
     return rows
 
 
-def save_crop(image, box, path):
-    """Write image[box] to path: a PNG file if it is named so, else a JPEG file."""
-    x0, y0, x1, y1 = box
+def save_crop(image, box, path, size):
+    """Write what is inside box to path: a PNG file if it is named so, else a JPEG file. box: in
+    pixels of the photo, of this (width, height); image: the photo, or a smaller copy.
+    """
+    x0, x1 = (round(x * image.shape[1] / size[0]) for x in box[::2])
+    y0, y1 = (round(y * image.shape[0] / size[1]) for y in box[1::2])
     buffer = io.BytesIO()
     kind = "PNG" if path.suffix.lower() == ".png" else "JPEG"
     Image.fromarray(image[y0:y1, x0:x1]).save(buffer, kind, quality=JPEG_QUALITY)

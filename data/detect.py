@@ -35,57 +35,58 @@ def build_detector(device):
     return pad_channels(MTCNN(device=device))
 
 
-def find_largest_faces(mtcnn, images, min_face_size):
+def find_largest_faces(mtcnn, images, min_face_size, size=None):
     """The largest face of each photo, in a list that is empty without one.
 
-    mtcnn: from build_detector; images: uint8 RGB array (N, H, W, 3); min_face_size: in pixels.
-    Returns for each photo [(box, probability)], box being four floats x0, y0, x1, y1 in pixels.
+    mtcnn: from build_detector; images: uint8 RGB array (N, H, W, 3); size: the photos' (width,
+    height), if images are smaller copies of them; min_face_size: in pixels of the photo.
+    Returns for each photo [(box, probability)], box being four floats x0, y0, x1, y1 in pixels of
+    the photo.
     """
-    height, width = images.shape[1:3]
-    scales = pyramid(height, width, min_face_size)
-    coarse = [scale for scale in scales if 12 / scale >= LARGE_FACE * min(height, width)]
-    found = detect(mtcnn, images, coarse) if coarse else [[] for _ in images]
+    size = size or images.shape[2:0:-1]
+    scales = pyramid(size, min_face_size)
+    coarse = [scale for scale in scales if 12 / scale >= LARGE_FACE * min(size)]
+    found = detect(mtcnn, images, coarse, size) if coarse else [[] for _ in images]
     missed = [number for number, faces in enumerate(found) if not faces]
     if scales and missed:
-        halve = min_face_size >= HALF_SIZE_FACE
-        size = (width // 2, height // 2) if halve else (width, height)
-        zoom = [width / size[0], height / size[1]] * 2
+        halve = min_face_size >= HALF_SIZE_FACE and size == images.shape[2:0:-1]
         # Few at a time: a photo's finest level has many times the pixels of its coarse ones.
         step = 8 if halve else 2
         for chunk in (missed[start : start + step] for start in range(0, len(missed), step)):
             photos = images[chunk]
             if halve:
-                photos = np.stack([cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+                half = size[0] // 2, size[1] // 2
+                photos = np.stack([cv2.resize(photo, half, interpolation=cv2.INTER_AREA)
                                    for photo in photos])  # fmt: skip
-            for number, faces in zip(chunk, detect(mtcnn, photos, [s * zoom[0] for s in scales])):
-                found[number] = [(tuple(x * by for x, by in zip(box, zoom)), prob)
-                                 for box, prob in faces]  # fmt: skip
+            for number, faces in zip(chunk, detect(mtcnn, photos, scales, size)):
+                found[number] = faces
     return [faces[:1] for faces in found]
 
 
-def look_again(mtcnn, images):
+def look_again(mtcnn, images, size=None):
     """As find_largest_faces, with lower thresholds, for photos in which that finds nothing: the
     most probable face of at least SECOND_FACE.
     """
-    shorter = min(images.shape[1:3])
-    scales = [scale for scale in pyramid(*images.shape[1:3]) if 12 / scale >= LARGE_FACE * shorter]
+    size = size or images.shape[2:0:-1]
+    scales = [scale for scale in pyramid(size) if 12 / scale >= LARGE_FACE * min(size)]
     if not scales:
         return [[] for _ in images]
-    found = detect(mtcnn, images, scales, 1, SECOND_THRESHOLDS)
+    found = detect(mtcnn, images, scales, size, 1, SECOND_THRESHOLDS)
     for faces in found:
         large = [((x0, y0, x1, y1), prob) for (x0, y0, x1, y1), prob in faces
-                 if min(x1 - x0, y1 - y0) >= SECOND_FACE * shorter]  # fmt: skip
+                 if min(x1 - x0, y1 - y0) >= SECOND_FACE * min(size)]  # fmt: skip
         faces[:] = sorted(large, key=lambda face: -face[1])[:1]
     return found
 
 
-def find_all_faces(mtcnn, images, min_face_size):
+def find_all_faces(mtcnn, images, min_face_size, size=None):
     """As find_largest_faces, but all faces of each photo, after the one it finds."""
-    largest = find_largest_faces(mtcnn, images, min_face_size)
-    scales = pyramid(*images.shape[1:3], min_face_size)
+    size = size or images.shape[2:0:-1]
+    largest = find_largest_faces(mtcnn, images, min_face_size, size)
+    scales = pyramid(size, min_face_size)
     if not scales:
         return largest
-    found = detect(mtcnn, images, scales, same_face=1)
+    found = detect(mtcnn, images, scales, size, same_face=1)
     return [
         first + [face for face in faces if not first or overlap(face[0], first[0][0]) <= 0.5]
         for first, faces in zip(largest, found)
@@ -93,14 +94,16 @@ def find_all_faces(mtcnn, images, min_face_size):
 
 
 @torch.inference_mode()
-def detect(mtcnn, images, scales, same_face=SAME_FACE, thresholds=THRESHOLDS):
-    """What MTCNN(select_largest=True).detect finds with a pyramid of these scales, at least one,
-    as find_largest_faces returns it. same_face: with 1, the last network looks at all candidates,
-    and all boxes are the package's own; below, only the first face is dependable. thresholds: the
-    probability that each of the three networks has to see.
+def detect(mtcnn, images, scales, size, same_face=SAME_FACE, thresholds=THRESHOLDS):
+    """What MTCNN(select_largest=True).detect finds with a pyramid of these scales of the photos, at
+    least one, as find_largest_faces returns it. size: as for it. same_face: with 1, the last
+    network looks at all candidates, and all boxes are the package's own; below, only the first face
+    is dependable. thresholds: the probability that each of the three networks has to see.
     """
     table = sum_table(images, mtcnn.device)
     faces = [[] for _ in images]
+    zoom = [size[0] / images.shape[2], size[1] / images.shape[1]] * 2
+    scales = [scale * zoom[0] for scale in scales]
     boxes, image = propose(mtcnn.pnet, table, scales, thresholds[0])
     if len(boxes):
         offsets, probs = look_closer(mtcnn.rnet, table, boxes, image, 24)
@@ -113,15 +116,19 @@ def detect(mtcnn, images, scales, same_face=SAME_FACE, thresholds=THRESHOLDS):
         found = torch.tensor([bool(of_photo) for of_photo in faces], device=image.device)
         rest = ~best & ~found[image]
         add_faces(mtcnn.onet, table, boxes[rest], image[rest], thresholds[2], faces)
-    return [sorted(of_photo, key=lambda face: -area(face[0])) for of_photo in faces]
+    return [
+        [(tuple(x * by for x, by in zip(box, zoom)), prob)
+         for box, prob in sorted(of_photo, key=lambda face: -area(face[0]))]
+        for of_photo in faces
+    ]  # fmt: skip
 
 
-def pyramid(height, width, min_face_size=PACKAGE_FACE):
+def pyramid(size, min_face_size=PACKAGE_FACE):
     """The package's scales for its first network, which sees faces of 12 pixels, that are not for
     faces below min_face_size.
     """
     scales, scale = [], 12 / min(min_face_size, PACKAGE_FACE)
-    while min(height, width) * scale >= 12:
+    while min(size) * scale >= 12:
         if 12 / scale > 0.99 * min_face_size:
             scales.append(scale)
         scale *= FACTOR

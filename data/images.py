@@ -94,17 +94,19 @@ def orientation(image):
     return value if value in UPRIGHT else 1
 
 
-def decode(file, side=None):
-    """The pixels of an image file, as load_image returns them, and its format and mode."""
+def decode(file, side=None, most=8):
+    """The pixels of an image file, its size, and its format and mode, as from read_image."""
     with Image.open(file) as image:
+        size, smaller = image.size, None
         if side is not None:
-            image.draft(None, (side, side))
+            smaller = image.draft(None, [max(side, length // most) for length in size])
         if not image.width * image.height:
             raise ValueError("it has no pixels")
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
             raise ValueError("pixels of unknown range")
         kind = f"{image.format} {image.mode}"
-        turn = UPRIGHT.get(orientation(image))
+        value = orientation(image)
+        turn, size = UPRIGHT.get(value), size[::-1] if value >= 5 else size
         # Not ImageOps.exif_transpose, which rewrites the other tags and fails on odd ones.
         if turn is not None:
             image = image.transpose(turn)
@@ -112,7 +114,8 @@ def decode(file, side=None):
             image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
         elif "transparency" in image.info:
             image = image.convert("RGBA")
-        return np.array(image if image.mode == "RGB" else image.convert("RGB")), kind
+        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        return pixels, size if smaller else pixels.shape[1::-1], kind  # old Pillows turn TIFFs
 
 
 def png_without_metadata(png):
@@ -159,19 +162,19 @@ def decode_damaged(path, error):
     if content[start + 1] != 63 or content[start + 2] & 15:  # a progressive JPEG has the last ones
         raise ValueError("its details are missing")
     # If all pixels are there, they don't depend on what follows.
-    (pixels, kind), (others, _) = (decode(io.BytesIO(content + end)) for end in ENDINGS)
+    (pixels, size, kind), (others, *_) = (decode(io.BytesIO(content + end)) for end in ENDINGS)
     if not np.array_equal(pixels, others):
         raise ValueError("its lower rows are missing")
-    return pixels, kind, "the file lacks its end, but all pixels are there"
+    return pixels, size, kind, "the file lacks its end, but all pixels are there"
 
 
-def read_image(path, side=None):
-    """load_image(path, side), or None; the format and mode, such as "JPEG RGB", or None; and what
-    is damaged, or None.
+def read_image(path, side=None, most=8):
+    """The pixels of load_image or load_smaller; the photo's (width, height); its format and mode,
+    such as "JPEG RGB"; and what is damaged, or None. Of a bad photo, the first three are None.
     """
     try:
         with open(path, "rb") as file:  # a path, Pillow maps to memory: some TIFFs come garbled
-            return *decode(file, side), None
+            return *decode(file, side, most), None
     except DAMAGE as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise  # the machine's fault, not the photo's
@@ -183,17 +186,23 @@ def read_image(path, side=None):
             hint = "; make it smaller" if isinstance(why, Image.DecompressionBombError) else ""
             if Path(path).suffix.lower() in HEIC and not READS_HEIC:
                 hint = "; convert it to JPEG, or python -m pip install pillow-heif"
-            return None, None, f"not a readable image ({why}){hint}"
+            return None, None, None, f"not a readable image ({why}){hint}"
 
 
-def load_image(path, side=None):
+def load_image(path):
     """The photo at path, upright, as a uint8 RGB array (H, W, 3). Raises InputError.
 
-    Any format, colour mode and depth that Pillow reads; of an animation, the first frame. side: a
-    JPEG file may come at a half, a quarter or an eighth of its size, if that has so many pixels
-    each way, which is several times as fast.
+    Any format, colour mode and depth that Pillow reads; of an animation, the first frame.
     """
-    image, _, damage = read_image(path, side)
+    return load_smaller(path, None)[0]
+
+
+def load_smaller(path, side, most=8):
+    """load_image(path), and the photo's (width, height). A JPEG file may come at a half, a quarter
+    or an eighth of its size, rounded up, if that has side pixels each way: several times as fast.
+    most: 2, 4 or 8, by what it is divided at most.
+    """
+    image, size, _, damage = read_image(path, side, most)
     if image is None:
         raise InputError(f"{path}: {damage}")
-    return image
+    return image, size

@@ -17,7 +17,7 @@ from filelock import FileLock
 from PIL import Image
 
 import data.crop
-from conftest import SMALL, assert_refused, run, run_ok, spawn
+from conftest import FACES, SMALL, assert_refused, run, run_ok, spawn
 from data.crop import BOX, crop_box, crop_photos
 from data.detect import build_detector, find_largest_faces, look_again
 from data.images import load_image
@@ -107,6 +107,45 @@ def test_photos_of_other_sizes_and_kinds(photos_dir, tmp_path):
     for name, scale in (("mask1.png", 2), ("mask2.jpg", 300 / 384)):
         assert (manifest.loc[f"{person.name}/{name}", BOX] / scale - box).abs().max() < 12, name
     assert manifest.loc[f"{person.name}/mask3.jpg", BOX].tolist() == [0, 0, 1, 1]
+
+
+def test_crops_of_large_photos_are_as_sharp_as_networks_can_see(tmp_path):
+    face = Image.open(FACES[0])
+    small = Image.new("RGB", (2300, 3001), "gray")
+    small.paste(face, (1500, 2000))
+    face.resize((2300, 3001)).save(tmp_path / "large.jpg")
+    for name in ("small.jpg", "small.png"):
+        small.save(tmp_path / name)
+    settings, args = {**SETTINGS, "second_look": False}, Namespace(num_workers=0, crop_batch_size=9)
+    names = ["large.jpg", "small.jpg", "small.png"]
+    photos = [(tmp_path / name, tmp_path / "crops" / name) for name in names]
+    rows = list(crop_photos(photos, settings, CPU, args))
+    assert {row["method"] for row in rows} == {"mtcnn"}
+    [[(seen, _)]] = find_largest_faces(build_detector(CPU), np.asarray(face)[None], 20)
+    for row, zoom, corner in zip(rows, (2300 / 384, 1, 1), (0, (1500, 2000) * 2, (1500, 2000) * 2)):
+        expected = crop_box(np.multiply(seen, zoom) + corner, (2300, 3001), settings)
+        box = [row[name] for name in BOX]
+        assert np.abs(np.subtract(box, expected)).max() < 15 * zoom
+        crop = load_image(row["crop"])
+        shrunk = 2 if zoom > 1 else 1
+        assert crop.shape[:2] == (round(box[3] / shrunk) - round(box[1] / shrunk),
+                                  round(box[2] / shrunk) - round(box[0] / shrunk))  # fmt: skip
+        size = crop.shape[1::-1]
+        cut = load_image(row["photo"])[box[1] : box[3], box[0] : box[2]]
+        cut = np.asarray(Image.fromarray(cut).resize(size, Image.Resampling.BOX), int)
+        assert np.abs(crop - cut).mean() < 3
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1999, 2500)])
+def test_other_photos_are_seen_whole(tmp_path, size):
+    Image.open(FACES[0]).resize(size).save(tmp_path / "a.jpg")
+    settings, args = {**SETTINGS, "second_look": False}, Namespace(num_workers=0, crop_batch_size=9)
+    [row] = crop_photos([(tmp_path / "a.jpg", tmp_path / "b.png")], settings, CPU, args)
+    photo = load_image(tmp_path / "a.jpg")
+    [[(face, prob)]] = find_largest_faces(build_detector(CPU), photo[None], 50)
+    x0, y0, x1, y1 = box = crop_box(face, size, settings)
+    assert (tuple(row[name] for name in BOX), row["prob"]) == (box, round(prob, 6))
+    assert np.array_equal(load_image(tmp_path / "b.png"), photo[y0:y1, x0:x1])
 
 
 def test_crop_photos_crops_as_the_command_does(sample_dir, tmp_path):

@@ -36,7 +36,7 @@ def photos(sample_dir):
 
 def test_faces_are_those_of_the_package(mtcnn, photos):
     package = MTCNN(keep_all=True)
-    found = detect(mtcnn, photos, pyramid(512, 384, 20), same_face=1)
+    found = detect(mtcnn, photos, pyramid((384, 512), 20), (384, 512), same_face=1)
     for photo, faces in zip(photos, found):
         boxes, probs = package.detect(Image.fromarray(photo))
         assert len(faces) == (0 if boxes is None else len(boxes))
@@ -92,6 +92,25 @@ def test_all_faces_are_found_the_largest_first(mtcnn):
     [[large, small]] = find_all_faces(mtcnn, photo[None], 20)
     assert large[0][0] > 300 > 212 > small[0][2]
     assert find_largest_faces(mtcnn, photo[None], 20) == [[large]]
+
+
+@pytest.mark.parametrize("find", [find_largest_faces, find_all_faces])
+def test_boxes_are_in_pixels_of_the_photo_of_which_a_smaller_copy_is_seen(mtcnn, find):
+    face = load_image(FACES[0])
+    photo = np.full((800, 1001, 3), 90, np.uint8)
+    photo[100:356, 20:212] = cv2.resize(face, (192, 256), interpolation=cv2.INTER_AREA)
+    photo[200:712, 400:784] = face
+    [faces] = find(mtcnn, photo[None], 40)
+    half = cv2.resize(photo, (501, 400), interpolation=cv2.INTER_AREA)[None]
+    [seen] = find(mtcnn, half, 40, (1001, 800))
+    assert len(seen) == len(faces) == (2 if find is find_all_faces else 1)
+    for (box, _), (whole, _) in zip(seen, faces):
+        assert np.abs(np.subtract(box, whole)).max() < 12
+    assert find(mtcnn, half, 500, (1001, 800)) == [[]]
+    half = cv2.resize(face, (192, 256), interpolation=cv2.INTER_AREA)[None]
+    [[(box, _)]] = look_again(mtcnn, half, (384, 512))
+    [[(whole, _)]] = look_again(mtcnn, face[None])
+    assert overlap(box, whole) > 0.8
 
 
 @pytest.mark.parametrize(("side", "min_face_size"), [(1, 20), (20, 20)])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from conftest import FACES, damage
-from data.images import load_image, pick_photos, print_left_out, read_image
+from data.images import load_image, load_smaller, pick_photos, print_left_out, read_image
 from utils.cli import InputError
 
 
@@ -35,11 +35,30 @@ def test_a_large_jpeg_may_come_smaller(tmp_path):
     photo = Image.fromarray(np.linspace(0, 255, 800 * 600).reshape(800, 600).astype(np.uint8))
     for name in ("a.jpg", "a.png"):
         photo.save(tmp_path / name)
-    assert load_image(tmp_path / "a.png", 150).shape == (800, 600, 3)
-    for side, size in ((150, (200, 150)), (151, (400, 300)), (601, (800, 600))):
-        image = load_image(tmp_path / "a.jpg", side)
+    assert load_smaller(tmp_path / "a.png", 150)[0].shape == (800, 600, 3)
+    for side, most, size in (
+        (150, 8, (200, 150)), (150, 2, (400, 300)), (151, 8, (400, 300)), (601, 8, (800, 600)),
+    ):  # fmt: skip
+        image, whole = load_smaller(tmp_path / "a.jpg", side, most)
         assert image.shape == (*size, 3)
+        assert whole == (600, 800)
         assert abs(image.astype(int) - np.asarray(photo.resize(size[::-1]))[..., None]).max() < 9
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_size_of_the_whole_photo_is_known(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = Image.new("RGB", (301, 203))
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    photo.save(tmp_path / "a.png", exif=exif)
+    photo.save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
+    turned = slice(None, None, -1 if orientation == 6 else 1)
+    image, size = load_smaller(tmp_path / "a.jpg", 100)
+    assert (image.shape[1::-1], size) == ((151, 102)[turned], (301, 203)[turned])
+    for name in ("a.jpg", "a.png", "a.tif"):
+        image, size = load_smaller(tmp_path / name, 200)
+        assert image.shape[1::-1] == size == (301, 203)[turned]
 
 
 UPRIGHT_EXIF = Image.Exif()
@@ -131,7 +150,7 @@ def test_jpegs_with_segments_cut_off_are_read(tmp_path, name):
         for marker in (0xE0, 0xE1, 0xE2, 0xED, 0xEE):
             segment = bytes([255, marker]) + struct.pack(">H", len(content) + 2) + content
             (tmp_path / "odd.jpg").write_bytes(PHOTO[:2] + segment + PHOTO[2:])
-            image, _, damage = read_image(tmp_path / "odd.jpg")
+            image, *_, damage = read_image(tmp_path / "odd.jpg")
             assert damage is None, (name, content, marker)
             assert image.shape == (512, 384, 3)
 
@@ -153,7 +172,7 @@ def test_a_jpeg_is_read_if_only_its_end_marker_is_missing(tmp_path, options):
     expected = np.array(Image.open(io.BytesIO(whole)))
     for cut in (1, 2):
         path.write_bytes(whole[:-cut])
-        image, _, damage = read_image(path)
+        image, *_, damage = read_image(path)
         assert np.array_equal(image, expected)
         assert damage == "the file lacks its end, but all pixels are there"
     for cut in (30, 300, 3000):
@@ -161,7 +180,7 @@ def test_a_jpeg_is_read_if_only_its_end_marker_is_missing(tmp_path, options):
         assert read_image(path)[0] is None
     whole = saved("JPEG", progressive=True)  # without its finer scans
     path.write_bytes(whole[: whole.index(b"\xff\xda", whole.index(b"\xff\xda") + 2)])
-    assert "details are missing" in read_image(path)[2]
+    assert "details are missing" in read_image(path)[3]
 
 
 BAD_PHOTOS = {
@@ -182,7 +201,7 @@ def test_bad_photos_are_named(tmp_path, case):
         load_image(path)
     assert str(raised.value).startswith(f"{path}: not a readable image (")
     assert str(raised.value).endswith("; make it smaller") == (case == "decompression bomb")
-    assert read_image(path) == (None, None, str(raised.value).removeprefix(f"{path}: "))
+    assert read_image(path) == (None, None, None, str(raised.value).removeprefix(f"{path}: "))
 
 
 def test_damage_of_any_kind_is_never_a_traceback(tmp_path):
@@ -192,7 +211,7 @@ def test_damage_of_any_kind_is_never_a_traceback(tmp_path):
     for number, content in enumerate(originals):
         path = tmp_path / f"{number}.jpg"
         path.write_bytes(damage(content, rng))
-        image, _, why = read_image(path)
+        image, *_, why = read_image(path)
         if image is None:
             refused += 1
             assert why.startswith("not a readable image (")
@@ -204,7 +223,7 @@ def test_damage_of_any_kind_is_never_a_traceback(tmp_path):
 
 def test_phones_with_200_megapixels_are_not_taken_for_bombs(tmp_path):
     (tmp_path / "large.png").write_bytes(png_of(16_320, 12_240))
-    assert "smaller" not in read_image(tmp_path / "large.png")[2]
+    assert "smaller" not in read_image(tmp_path / "large.png")[3]
 
 
 def test_what_is_no_photo_is_counted_by_suffix(tmp_path, capsys):
