@@ -6,7 +6,7 @@ from functools import lru_cache
 from PIL import Image, ImageDraw, ImageFont
 
 from config.config import CLASSES
-from data.images import load_image
+from data.images import load_smaller
 from utils.plots import BLUE, GREEN, ORANGE
 
 COLUMNS = 5
@@ -29,12 +29,13 @@ def draw_sheet(faces):
 
 def draw_photo(faces):
     """Draw a photo with a box and a line of text for each of its rows in draw_sheet's table."""
-    photo = Image.fromarray(load_image(faces[0]["photo"]))
-    zoom = SIDE / max(photo.size)
-    size = [max(1, round(zoom * length)) for length in photo.size]
+    photo, size = load_smaller(faces[0]["photo"], 2 * SIDE)
+    zoom = SIDE / max(size)
+    size = [max(1, round(zoom * length)) for length in size]
     corner = [(SIDE - length) // 2 for length in size]
     tile = Image.new("RGB", (SIDE, SIDE), "white")
-    tile.paste(photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2), corner)
+    photo = Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+    tile.paste(photo, corner)
     draw, lines = ImageDraw.Draw(tile), []
     for face in faces:
         x0, x1 = (corner[0] + zoom * face[name] for name in ("x0", "x1"))
