@@ -2,6 +2,7 @@
 
 python -m ETC.compare RUNS_A RUNS_B
 python -m ETC.compare RUNS_A RUNS_B --by gender age race
+python -m ETC.compare RUNS_A RUNS_B --ensemble
 """
 
 import sys
@@ -46,13 +47,24 @@ def list_runs(folder):
     raise InputError(f"{folder}: no runs of train.py (val_predictions.csv) in it or its folders")
 
 
-def read_set(folder, fields=()):
+def average_members(name, members):
+    """The table of an ensemble, {member: table} of a head, whose probabilities are averaged, as
+    test.py does.
+    """
+    check_same(name, [members])
+    tables = list(members.values())
+    probs = np.mean([table.filter(regex="^p_").to_numpy() for table in tables], axis=0)
+    return tables[0].assign(predicted=probs.argmax(axis=1))
+
+
+def read_set(folder, fields=(), ensemble=False):
     """What the runs of a set predicted: {classification: {member: table}}, where a member is a
-    folder of runs and a classification a head or ALL.
+    folder of runs and a classification a head or ALL. With ensemble, folder is the only member, and
+    each head's table that of average_members.
 
     The tables have a row a photo, sorted by fold and file: fold, file, person, label and predicted
-    as ints, and each of fields, of group_people. Raises InputError for two runs of a member with
-    the same head and fold, and for a run without one of fields.
+    as ints, for a head p_<class>, and each of fields, of group_people. Raises InputError for two
+    runs of a member with the same head and fold, and for a run without one of fields.
     """
     found = {name: {} for name in NUM_CLASSES}
     for path in list_runs(folder):
@@ -65,7 +77,9 @@ def read_set(folder, fields=()):
                 f"{path / 'val_predictions.csv'}: no column {', '.join(lacking)}; leave it out of "
                 "--by, or train again with a train.csv that has it"
             )
-        table = table.assign(fold=arguments["fold"])[[*PHOTO, *fields, "label", "predicted"]]
+        probs = [f"p_{name}" for name in CLASSES[target]]
+        columns = [*PHOTO, *fields, "label", "predicted", *probs]
+        table = table.assign(fold=arguments["fold"])[columns]
         earlier = found[target].get(member, table[:0])
         if arguments["fold"] in earlier["fold"].to_numpy():
             raise InputError(
@@ -73,6 +87,11 @@ def read_set(folder, fields=()):
             )
         table = pd.concat([earlier, table])
         found[target][member] = table.sort_values(["fold", "file"], ignore_index=True)
+    if ensemble:
+        found = {
+            name: {folder: average_members(name, members)} if members else {}
+            for name, members in found.items()
+        }
     for member in dict.fromkeys(member for members in found.values() for member in members):
         heads = [found[target].get(member) for target in CLASSES]
         if any(table is None for table in heads):
@@ -113,15 +132,17 @@ def score(tables, num_classes):
     return runs, np.mean(pooled), np.mean(resampled, axis=0)
 
 
-def print_comparison(name, folders, sets):
-    """Print a line for each set: sets are the {member: table} of one classification."""
+def print_comparison(name, folders, sets, unit):
+    """Print a line for each set: sets are the {member: table} of one classification; unit: of what
+    a member's folds are, "runs" or "folds".
+    """
     people = next(iter(sets[0].values()))["person"].nunique()
     print(f"\n{name}, {people} val people")
     width, first = max(map(len, folders)) + 2, None
     for folder, members in zip(folders, sets):
         runs, pooled, resampled = score(members.values(), NUM_CLASSES[name])
         deviation = f"{np.std(runs, ddof=1):.4f}" if len(runs) > 1 else "-"
-        line = f"{folder:<{width}}{len(runs):>3} runs{np.mean(runs):>9.4f} +- {deviation:<8}"
+        line = f"{folder:<{width}}{len(runs):>3} {unit}{np.mean(runs):>9.4f} +- {deviation:<8}"
         line += f"{pooled:>8.4f}"
         if first is None:
             first = pooled, resampled
@@ -178,12 +199,18 @@ def get_args_parser():
         choices=["gender", "age", "race"],
         help="also the accuracy for the people of each gender, decade or race (default: for none)",
     )
+    parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="score the mean of a set's networks, which test.py answers with, instead of each "
+        "network (default: each)",
+    )
     return parser
 
 
 def main():
     args = get_args_parser().parse_args()
-    sets = [read_set(folder, args.by) for folder in args.sets]
+    sets = [read_set(folder, args.by, args.ensemble) for folder in args.sets]
     names = [name for name in NUM_CLASSES if all(found[name] for found in sets)]
     for name in CLASSES:
         lacking = [folder for folder, found in zip(args.sets, sets) if not found[name]]
@@ -193,12 +220,13 @@ def main():
         raise InputError(f"{', '.join(args.sets)}: no head of which each of them has a run")
     for name in names:
         check_same(name, [found[name] for found in sets])
-    print("macro-F1: mean +- standard deviation of the runs; of all folds pooled; and the")
+    unit = "folds" if args.ensemble else "runs"
+    print(f"macro-F1: mean +- standard deviation of the {unit}; of all folds pooled; and the")
     print(f"difference of the latter from {args.sets[0]} with its 95 % interval over people")
     if args.by:
         print("by group: the accuracy, and its difference from set 1 with such an interval")
     for name in names:
-        print_comparison(name, args.sets, [found[name] for found in sets])
+        print_comparison(name, args.sets, [found[name] for found in sets], unit)
         for field in args.by:
             print_groups(field, [found[name] for found in sets], NUM_CLASSES[name])
 

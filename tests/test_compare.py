@@ -153,3 +153,42 @@ def test_what_cannot_be_compared_is_left_out_or_refused(write_runs, tmp_path):
     assert_refused(compare(tmp_path / "nothing", run=run), "nothing", "val_predictions.csv")
     (other / "age_fold0/val_predictions.csv").write_text("file,label\na,old\n")
     assert_refused(compare(other, run=run), "age_fold0/val_predictions.csv: can't be read")
+
+
+def test_an_ensemble_is_scored_by_its_mean_probabilities(write_runs):
+    """Also one whose heads have different numbers of networks."""
+    single = write_runs("single/s1", 0.6).parent
+    several = [write_runs(f"several/s{seed}", 0.6, seed) for seed in range(3)]
+    for fold in (0, 1):
+        shutil.rmtree(several[2] / f"mask_fold{fold}")
+    printed = compare(single, several[0].parent, "--ensemble")
+    whole, mask, gender, age = lines_of(printed, several[0].parent)
+    tables = {
+        (target, fold): [
+            pd.read_csv(path / f"{target}_fold{fold}/val_predictions.csv")
+            for path in several
+            if (path / f"{target}_fold{fold}").exists()
+        ]
+        for target, fold in itertools.product(CLASSES, (0, 1))
+    }
+    labels, answers = {}, {}
+    for target, line in {"mask": mask, "gender": gender, "age": age}.items():
+        names = np.array(CLASSES[target])
+        probs = [
+            sum(table[[f"p_{name}" for name in names]].to_numpy() for table in tables[target, fold])
+            for fold in (0, 1)
+        ]
+        answers[target] = names[np.concatenate(probs).argmax(axis=1)]
+        labels[target] = pd.concat([tables[target, fold][0] for fold in (0, 1)])["label"]
+        assert f" {f1_score(labels[target], answers[target], average='macro'):.4f} " in line
+        assert "2 folds" in line
+    true, predicted = (
+        ["/".join(answer) for answer in zip(*(heads[target] for target in CLASSES))]
+        for heads in (labels, answers)
+    )
+    assert f" {f1_score(true, predicted, average='macro'):.4f} " in whole
+    *_, alone = lines_of(compare(single, several[0].parent), several[0].parent)
+    assert float(alone.split()[3]) < float(age.split()[3])  # one is wrong where others aren't
+    shutil.rmtree(several[1] / "age_fold1")
+    done = compare(several[0].parent, "--ensemble", run=run)
+    assert_refused(done, "other val photos", "several/s1")
