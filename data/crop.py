@@ -33,6 +33,7 @@ from tqdm import tqdm
 from config import config
 from data.detect import (
     HALF_SIZE_FACE,
+    PACKAGE_FACE,
     build_detector,
     find_all_faces,
     find_largest_faces,
@@ -87,6 +88,14 @@ def crop_box(face, size, settings):
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
+def smallest_face(settings, size):
+    """The smallest face, in pixels, that the first look is for in a photo of size, (width, height):
+    that of settings; in photos smaller than 384 x 512 less in proportion, down to the package's.
+    """
+    face = settings["min_face_size"]
+    return min(face, max(PACKAGE_FACE, round(face * min(size) / min(PHOTO_SIZE))))
+
+
 def crop_settings(args, files, device):
     """What decides how photos are cropped, plain types: config.CROP as given by args, and
     face_width, the median width of a face in the train photos as if their shorter sides were 384
@@ -101,7 +110,8 @@ def crop_settings(args, files, device):
             photo = Path(args.data_dir) / "train" / "images" / file
             _, _, image, size, _ = read_photo((photo, None), settings)
             if image is not None:
-                [faces] = find_largest_faces(detector, image[None], settings["min_face_size"], size)
+                smallest = smallest_face(settings, size)
+                [faces] = find_largest_faces(detector, image[None], smallest, size)
                 scale = min(PHOTO_SIZE) / min(size)
                 widths += [scale * (face[2] - face[0]) for face, _ in faces]
         stored = {**settings, "face_width": round(float(np.median(widths))) if widths else None}
@@ -181,7 +191,7 @@ def crop_group(images, settings, device, every):
     """The rows of crop_photos for results of read_photo of one size, whose crops are saved."""
     rows, stack, size = [], np.stack([image for _, _, image, *_ in images]), images[0][3]
     find = find_all_faces if every else find_largest_faces
-    found = find(detector_of_process(device), stack, settings["min_face_size"], size)
+    found = find(detector_of_process(device), stack, smallest_face(settings, size), size)
     methods = ["mtcnn"] * len(images)
     missed = [number for number, faces in enumerate(found) if not faces]
     if missed and settings["second_look"]:
@@ -360,8 +370,8 @@ def add_crop_arguments(parser):
     """Add the arguments that decide how photos are cropped."""
     add = parser.add_argument_group("face crops, in pixels of a photo of 384 x 512").add_argument
     add("--min-face-size", type=cli.positive_int, default=config.CROP["min_face_size"],
-        help="smallest face that the first look is for, in the photo's own pixels (default: "
-             "%(default)s)")
+        help="smallest face that the first look is for, in the photo's own pixels; in photos "
+             "smaller than 384 x 512 less in proportion, down to 20 (default: %(default)s)")
     add("--margin-x", type=cli.natural_int, default=config.CROP["margin_x"],
         help="added left and right of the face's box (default: %(default)s)")
     add("--margin-y", type=cli.natural_int, default=config.CROP["margin_y"],

@@ -18,7 +18,7 @@ from PIL import Image
 
 import data.crop
 from conftest import FACES, SMALL, assert_refused, run, run_ok, spawn
-from data.crop import BOX, crop_box, crop_photos
+from data.crop import BOX, crop_box, crop_photos, smallest_face
 from data.detect import build_detector, find_largest_faces, look_again
 from data.images import load_image
 
@@ -134,6 +134,14 @@ def test_crops_of_large_photos_are_as_sharp_as_networks_can_see(tmp_path):
         cut = load_image(row["photo"])[box[1] : box[3], box[0] : box[2]]
         cut = np.asarray(Image.fromarray(cut).resize(size, Image.Resampling.BOX), int)
         assert np.abs(crop - cut).mean() < 3
+
+
+def test_the_smallest_face_shrinks_with_small_photos():
+    for size, least, expected in (
+        ((384, 512), 50, 50), ((1000, 3000), 50, 50), ((512, 288), 50, 38), ((100, 90), 50, 20),
+        ((100, 90), 10, 10),
+    ):  # fmt: skip
+        assert smallest_face({"min_face_size": least}, size) == expected
 
 
 @pytest.mark.parametrize("size", [(640, 480), (1999, 2500)])

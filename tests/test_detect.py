@@ -84,6 +84,20 @@ def test_second_look_finds_a_face_behind_a_mask(mtcnn):
     assert look_again(mtcnn, large[None]) == [[]]
 
 
+def test_second_look_finds_faces_that_leave_the_photo(mtcnn):
+    face = load_image(FACES[0])
+    [[((x0, y0, x1, y1), _)]] = find_largest_faces(mtcnn, face[None], 50)
+    corner = left, top = int(x0 + 0.2 * (x1 - x0)), int(y0 + 0.2 * (y1 - y0))
+    cut = face[top : int(y1 - 0.2 * (y1 - y0)), left : int(x1 - 0.2 * (x1 - x0))]
+    for zoom in (1, 6):  # the larger one is seen at a part of its size
+        photo = cv2.resize(cut, None, fx=zoom, fy=zoom)
+        assert find_largest_faces(mtcnn, photo[None], 20) == [[]]
+        [[(box, prob)]] = look_again(mtcnn, photo[None])
+        assert prob > 0.9
+        whole = tuple(np.divide(box, zoom) + corner * 2)
+        assert overlap(whole, (x0, y0, x1, y1)) > 0.8
+
+
 def test_all_faces_are_found_the_largest_first(mtcnn):
     face = load_image(FACES[0])
     photo = np.full((512, 768, 3), 90, np.uint8)
