@@ -4,8 +4,8 @@ Networks, thresholds and resampling are the package's (Zhang et al. 2016, "Joint
 Alignment Using Multi-task Cascaded Convolutional Networks"), and so are the faces and nearly all
 boxes. But photos pass in batches; areas are averaged through a summed-area table (Crow 1984); the
 last, costly network sees the best candidate of each face first; and the coarse, cheap levels of the
-image pyramid are tried before the fine ones. A photo without a face may get a second look, which
-the package doesn't have.
+image pyramid are tried before the fine ones. A photo without a face may get a second look, without
+and with a frame, which the package doesn't have.
 """
 
 import cv2
