@@ -48,8 +48,8 @@ def list_runs(folder):
 
 
 def average_members(name, members):
-    """The table of an ensemble, {member: table} of a head, whose probabilities are averaged, as
-    test.py does.
+    """The table of an ensemble of a head's members, {member: table}: their probabilities averaged
+    photo by photo, as in test.py, which averages folds too.
     """
     check_same(name, [members])
     tables = list(members.values())
@@ -202,8 +202,8 @@ def get_args_parser():
     parser.add_argument(
         "--ensemble",
         action="store_true",
-        help="score the mean of a set's networks, which test.py answers with, instead of each "
-        "network (default: each)",
+        help="score the mean probabilities of a set's networks of a fold, instead of each network "
+        "(default: each)",
     )
     return parser
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.crop import BOX, crop_box
+from data.crop import BOX, crop_box, smallest_face
 from data.detect import build_detector, find_largest_faces
 from ETC.explore import draw_box, picture_grid
 from ETC.keypoints import build_keypoint_rcnn, find_heads
@@ -47,10 +47,11 @@ def compare_ways(ways, images, device):
         for way, find in finders.items():
             detector, settings = ways[way]
             start = time.perf_counter()
-            [faces] = find(images[file][None], settings["min_face_size"])
+            size = images[file].shape[1::-1]
+            [faces] = find(images[file][None], smallest_face(settings, size))
             ms = (time.perf_counter() - start) * 1000
             method, face = (detector, faces[0][0]) if faces else ("center", None)
-            box = crop_box(face, images[file].shape[1::-1], settings)
+            box = crop_box(face, size, settings)
             if number > 0:
                 rows.append((way, file, method, *box, ms))
     return pd.DataFrame(rows, columns=["way", "file", "method", *BOX, "ms"])

@@ -65,8 +65,8 @@ def draw_boxes(path, faces):
     """The photo at path with the boxes of its rows of classify's table: a JPEG file, bytes."""
     photo, size = load_smaller(path, SHOWN_SIDE)
     zoom = SHOWN_SIDE / max(size)
-    size = [max(1, round(zoom * side)) for side in size]
-    photo = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
+    shown = [max(1, round(zoom * side)) for side in size]
+    photo = cv2.resize(photo, shown, interpolation=cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR)
     for face in faces:
         x0, y0, x1, y1 = (round(zoom * face[name]) for name in BOX)
         color = ImageColor.getrgb(COLORS[face["mask"]])

@@ -250,7 +250,7 @@ def main():
     ignored = sheet if output.exists() else None  # beside a table, this is an earlier sheet
     left_out = []
     photos = find_photos(args.photos, left_out, ignored)
-    photos = chain([next(photos)], photos)
+    photos = chain([next(photos)], photos)  # without photos, stop before anything is loaded
     if sheet.exists() and not ignored:
         raise InputError(f"--output {output}: would overwrite {sheet}, which may be a photo, as no "
                          "table is beside it; move it, or choose another --output")  # fmt: skip

@@ -31,10 +31,10 @@ def draw_photo(faces):
     """Draw a photo with a box and a line of text for each of its rows in draw_sheet's table."""
     photo, size = load_smaller(faces[0]["photo"], 2 * SIDE)
     zoom = SIDE / max(size)
-    size = [max(1, round(zoom * length)) for length in size]
-    corner = [(SIDE - length) // 2 for length in size]
+    shown = [max(1, round(zoom * length)) for length in size]
+    corner = [(SIDE - length) // 2 for length in shown]
     tile = Image.new("RGB", (SIDE, SIDE), "white")
-    photo = Image.fromarray(photo).resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+    photo = Image.fromarray(photo).resize(shown, Image.Resampling.BILINEAR, reducing_gap=2)
     tile.paste(photo, corner)
     draw, lines = ImageDraw.Draw(tile), []
     for face in faces:

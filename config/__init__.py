@@ -7,7 +7,8 @@ import shutil
 import sys
 import tempfile
 
-# Else the next file that is opened takes the place of a closed stream, and gets what is printed.
+# Where stdin, stdout or stderr is closed, the next file that is opened would take its place and get
+# what is printed.
 while os.open(os.devnull, os.O_RDWR) < 2:
     pass
 sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
@@ -26,6 +27,6 @@ if os.path.expanduser("~") == "~":
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # OpenMP's threads spin while they wait for each other, by default for milliseconds, and no other
-# process gets the core meanwhile; so many turns take some 20 microseconds (ETC/MACHINES.md).
+# process gets the core meanwhile. 1000 turns take some 20 microseconds (ETC/MACHINES.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -22,6 +22,7 @@ import os
 import random
 import time
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -48,10 +49,10 @@ from utils.files import atomic_write, locked, make_folder, remove_leftovers, wri
 
 PHOTO_SIZE = 384, 512  # width and height of the competition's photos
 JPEG_QUALITY = 95
-# A JPEG with twice as many pixels each way is decoded, and searched for faces, at half its size.
-# Crops are cut from that if they keep as many pixels each way as EfficientNet-B7 takes.
-HALF_SIZE = 1000
-SHARP_SIZE = 600
+# A JPEG is decoded, and searched for faces, at half its size if that has so many pixels each way.
+MIN_HALF_SIDE = 1000
+# Crops of fewer pixels each way, which is EfficientNet-B4's input, are cut from the whole photo.
+MIN_CROP_SIDE = 380
 SAVE_EVERY = 5  # seconds between manifests: what a killed run has to do again
 MEASURED = 64  # train photos that tell how wide a face typically is
 
@@ -88,9 +89,19 @@ def crop_box(face, size, settings):
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
+class Photo(NamedTuple):
+    """A photo that was read."""
+
+    path: Path
+    crop: Path  # where its crop goes
+    image: np.ndarray | None  # uint8 RGB (H, W, 3), of a large JPEG half the photo's size
+    size: tuple  # the photo's (width, height)
+    damage: str | None  # without an image, why
+
+
 def smallest_face(settings, size):
     """The smallest face, in pixels, that the first look is for in a photo of size, (width, height):
-    that of settings; in photos smaller than 384 x 512 less in proportion, down to the package's.
+    that of settings; if the shorter side is below 384, less in proportion, down to the package's.
     """
     face = settings["min_face_size"]
     return min(face, max(PACKAGE_FACE, round(face * min(size) / min(PHOTO_SIZE))))
@@ -99,20 +110,20 @@ def smallest_face(settings, size):
 def crop_settings(args, files, device):
     """What decides how photos are cropped, plain types: config.CROP as given by args, and
     face_width, the median width of a face in the train photos as if their shorter sides were 384
-    pixels (None without any face), as measured when they were first cropped. files: relative to
-    train/images.
+    pixels (None without any face). It is measured when they are first cropped with these settings,
+    and then read from crops.json. files: relative to train/images.
     """
     settings = {name: getattr(args, name) for name in config.CROP}
     stored, _ = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
     if "face_width" not in stored or not settings.items() <= stored.items():
         detector, widths = detector_of_process(device), []
         for file in random.Random(0).sample(files, min(len(files), MEASURED)):
-            photo = Path(args.data_dir) / "train" / "images" / file
-            _, _, image, size, _ = read_photo((photo, None), settings)
-            if image is not None:
-                smallest = smallest_face(settings, size)
-                [faces] = find_largest_faces(detector, image[None], smallest, size)
-                scale = min(PHOTO_SIZE) / min(size)
+            path = Path(args.data_dir) / "train" / "images" / file
+            photo = read_photo((path, None), settings)
+            if photo.image is not None:
+                smallest = smallest_face(settings, photo.size)
+                [faces] = find_largest_faces(detector, photo.image[None], smallest, photo.size)
+                scale = min(PHOTO_SIZE) / min(photo.size)
                 widths += [scale * (face[2] - face[0]) for face, _ in faces]
         stored = {**settings, "face_width": round(float(np.median(widths))) if widths else None}
     return gather(stored)[0]
@@ -149,18 +160,16 @@ def crop_photos(photos, settings, device, args, every=False):
 
 
 def read_photo(pair, settings):
-    """(photo, crop, image or None, size, what is damaged or None) for (photo, crop). size: the
-    photo's (width, height), of which the image of a large JPEG is half, unless settings are for
-    faces that are too small for it.
-    """
-    side = HALF_SIZE if settings["min_face_size"] >= HALF_SIZE_FACE else None
+    """The Photo of a pair (path, crop). With settings for small faces, a large JPEG comes whole."""
+    side = MIN_HALF_SIDE if settings["min_face_size"] >= HALF_SIZE_FACE else None
     image, size, _, damage = read_image(pair[0], side, most=2)
-    return *pair, image, size, damage
+    return Photo(*pair, image, size, damage)
 
 
 def crop_batch(pairs, read, crop):
-    """The rows of crop, crop_images with its options, for [(photo, crop)]: a worker's job. read:
-    read_photo with its options.
+    """The rows of a list of pairs (path, crop): a worker's job.
+
+    read, crop: read_photo and crop_images with their options.
     """
     return [row for rows in crop(map(read, pairs)) for row in rows]
 
@@ -168,48 +177,49 @@ def crop_batch(pairs, read, crop):
 detector_of_process = lru_cache(build_detector)
 
 
-def crop_images(images, settings, device, batch_size, every):
-    """Yields lists of crop_photos' rows for images, an iterable of read_photo's results. Photos of
-    one size pass the detector together, with at most the pixels of batch_size usual ones.
+def crop_images(photos, settings, device, batch_size, every):
+    """Yields lists of crop_photos' rows for an iterable of Photos. Those of one size pass the
+    detector together, with at most the pixels of batch_size usual ones.
     """
     group = []
     limit = batch_size * PHOTO_SIZE[0] * PHOTO_SIZE[1]  # pixels
-    for photo, crop, image, size, why in images:
-        if image is None:
-            yield [{"photo": photo, "face": 1, "method": "bad", "why": why}]
+    for photo in photos:
+        if photo.image is None:
+            yield [{"photo": photo.path, "face": 1, "method": "bad", "why": photo.damage}]
             continue
-        full = (len(group) + 1) * image.shape[0] * image.shape[1] > limit
-        if group and (full or (image.shape, size) != (group[0][2].shape, group[0][3])):
+        sizes = photo.size, photo.image.shape
+        full = (len(group) + 1) * sizes[1][0] * sizes[1][1] > limit
+        if group and (full or sizes != (group[0].size, group[0].image.shape)):
             yield crop_group(group, settings, device, every)
             group = []
-        group.append((photo, crop, image, size, why))
+        group.append(photo)
     if group:
         yield crop_group(group, settings, device, every)
 
 
-def crop_group(images, settings, device, every):
-    """The rows of crop_photos for results of read_photo of one size, whose crops are saved."""
-    rows, stack, size = [], np.stack([image for _, _, image, *_ in images]), images[0][3]
+def crop_group(photos, settings, device, every):
+    """The rows of crop_photos for Photos of one size, whose crops are saved."""
+    rows, stack, size = [], np.stack([photo.image for photo in photos]), photos[0].size
     find = find_all_faces if every else find_largest_faces
     found = find(detector_of_process(device), stack, smallest_face(settings, size), size)
-    methods = ["mtcnn"] * len(images)
+    methods = ["mtcnn"] * len(photos)
     missed = [number for number, faces in enumerate(found) if not faces]
     if missed and settings["second_look"]:
         again = look_again(detector_of_process(device), stack[missed], size)
         for number, faces in zip(missed, again):
             found[number], methods[number] = faces, SECOND_LOOK
-    for (photo, crop, image, _, why), faces, method in zip(images, found, methods):
+    for photo, faces, method in zip(photos, found, methods):
         boxes = [(method, crop_box(face, size, settings), round(prob, 6)) for face, prob in faces]
         boxes = [face for face in boxes if face[1] is not None]
         boxes = boxes or [("center", crop_box(None, size, settings), np.nan)]
         shortest = min(min(x1 - x0, y1 - y0) for _, (x0, y0, x1, y1), _ in boxes)
-        if image.shape[1] < size[0] and shortest < 2 * SHARP_SIZE:
-            image = load_image(photo)
-        for number, (method, box, prob) in enumerate(boxes, start=1):
-            path = crop if number == 1 else crop.with_stem(f"{crop.stem}_{number}")
-            save_crop(image, box, path, size)
-            row = {"photo": photo, "face": number, "method": method, "prob": prob, "crop": path}
-            rows.append({**row, **dict(zip(BOX, box)), "why": why})
+        halved = photo.image.shape[1] < size[0]
+        image = load_image(photo.path) if halved and shortest < 2 * MIN_CROP_SIDE else photo.image
+        for face, (method, box, prob) in enumerate(boxes, start=1):
+            crop = photo.crop if face == 1 else photo.crop.with_stem(f"{photo.crop.stem}_{face}")
+            save_crop(image, box, crop, size)
+            row = {"photo": photo.path, "face": face, "method": method, "prob": prob, "crop": crop}
+            rows.append({**row, **dict(zip(BOX, box)), "why": photo.damage})
     return rows
 
 
@@ -370,8 +380,9 @@ def add_crop_arguments(parser):
     """Add the arguments that decide how photos are cropped."""
     add = parser.add_argument_group("face crops, in pixels of a photo of 384 x 512").add_argument
     add("--min-face-size", type=cli.positive_int, default=config.CROP["min_face_size"],
-        help="smallest face that the first look is for, in the photo's own pixels; in photos "
-             "smaller than 384 x 512 less in proportion, down to 20 (default: %(default)s)")
+        help="smallest face that the first look is for, in the photo's own pixels; less in "
+             "proportion, down to 20, where the shorter side is below 384; below 40, large JPEGs "
+             "aren't halved, which is slower (default: %(default)s)")
     add("--margin-x", type=cli.natural_int, default=config.CROP["margin_x"],
         help="added left and right of the face's box (default: %(default)s)")
     add("--margin-y", type=cli.natural_int, default=config.CROP["margin_y"],
@@ -380,8 +391,8 @@ def add_crop_arguments(parser):
         help="side of the central crop of a photo without a face (default: %(default)s)")
     add("--second-look", action=argparse.BooleanOptionalAction,
         default=config.CROP["second_look"],
-        help="look again, with lower thresholds, where no face was found, as the original didn't "
-             "(default: yes)")
+        help="look again, with lower thresholds and then in a frame, where no face was found, as "
+             "the original didn't (default: yes)")
     add_crop_batch_size(add)
 
 

@@ -20,9 +20,9 @@ THRESHOLDS = (0.6, 0.7, 0.7)
 SECOND_THRESHOLDS = (0.2, 0.2, 0.2)
 SECOND_FACE = 1 / 3
 # MTCNN misses faces that fill their photo or leave it, but sees them in a frame: its width, as a
-# share of the photo's shorter side, and the pixels of that side that the second look needs.
+# share of the photo's shorter side. The second look shrinks photos to at most so many pixels there.
 FRAME = 0.3
-FRAMED_SIDE = 384
+SECOND_SIDE = 384
 # Faces of this share of a photo's shorter side are looked for first.
 LARGE_FACE = 1 / 4
 # Candidates that overlap this much (intersection over union) count as one face.
@@ -53,9 +53,10 @@ def find_largest_faces(mtcnn, images, min_face_size, size=None):
     found = detect(mtcnn, images, coarse, size) if coarse else [[] for _ in images]
     missed = [number for number, faces in enumerate(found) if not faces]
     if scales and missed:
-        halve = min_face_size >= HALF_SIZE_FACE and size == images.shape[2:0:-1]
+        coarse_enough = min_face_size >= HALF_SIZE_FACE
+        halve = coarse_enough and size == images.shape[2:0:-1]
         # Few at a time: a photo's finest level has many times the pixels of its coarse ones.
-        step = 8 if halve else 2
+        step = 8 if coarse_enough else 2
         for chunk in (missed[start : start + step] for start in range(0, len(missed), step)):
             photos = images[chunk]
             if halve:
@@ -76,27 +77,29 @@ def look_again(mtcnn, images, size=None):
     for frame in (0, FRAME):
         missed = [number for number, faces in enumerate(found) if not faces]
         if missed:
-            for number, faces in zip(missed, look_framed(mtcnn, images[missed], size, frame)):
+            for number, faces in zip(missed, look_once_more(mtcnn, images[missed], size, frame)):
                 found[number] = faces
     return found
 
 
-def look_framed(mtcnn, images, size, frame):
-    """look_again with one frame around the photos, whose width is this share of their shorter side,
-    in each photo's mean colour.
+def look_once_more(mtcnn, images, size, frame):
+    """look_again with one frame around each photo, or none, in its mean colour.
+
+    frame: its width as a share of the photo's shorter side; size: the photos' (width, height).
     """
-    shrink = min(1, FRAMED_SIDE / min(images.shape[1:3]))
+    shrink = min(1, SECOND_SIDE / min(images.shape[1:3]))
     inner = [max(1, round(shrink * side)) for side in images.shape[2:0:-1]]
-    border, framed = round(frame * min(inner)), []
+    border = round(frame * min(inner))  # in pixels of the shrunken photos, as inner
+    zoom = [size[0] / inner[0], size[1] / inner[1]]
+    outer = [by * (side + 2 * border) for by, side in zip(zoom, inner)]  # in the photos' pixels
+    scales = [scale for scale in pyramid(outer) if 12 / scale >= LARGE_FACE * min(size)]
+    if not scales:
+        return [[] for _ in images]
+    framed = []
     for image in images:
         image = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
         color = image.mean(axis=(0, 1)).tolist()
         framed.append(cv2.copyMakeBorder(image, *[border] * 4, cv2.BORDER_CONSTANT, value=color))
-    zoom = [size[0] / inner[0], size[1] / inner[1]]
-    outer = [by * (side + 2 * border) for by, side in zip(zoom, inner)]
-    scales = [scale for scale in pyramid(outer) if 12 / scale >= LARGE_FACE * min(size)]
-    if not scales:
-        return [[] for _ in images]
     found = detect(mtcnn, np.stack(framed), scales, outer, 1, SECOND_THRESHOLDS)
     for faces in found:
         large = [(tuple(x - by * border for x, by in zip(box, zoom * 2)), prob)
@@ -122,10 +125,12 @@ def find_all_faces(mtcnn, images, min_face_size, size=None):
 
 @torch.inference_mode()
 def detect(mtcnn, images, scales, size, same_face=SAME_FACE, thresholds=THRESHOLDS):
-    """What MTCNN(select_largest=True).detect finds with a pyramid of these scales of the photos, at
-    least one, as find_largest_faces returns it. size: as for it. same_face: with 1, the last
-    network looks at all candidates, and all boxes are the package's own; below, only the first face
-    is dependable. thresholds: the probability that each of the three networks has to see.
+    """What MTCNN(select_largest=True).detect finds, in the form that find_largest_faces returns.
+
+    images, size: as for find_largest_faces; scales: of pyramid, at least one; thresholds: the
+    probability that each of the three networks has to see; same_face: how much (intersection over
+    union) candidates overlap of which the last network sees the best one first. With 1 it sees
+    all, and all boxes are the package's; below 1, only the first face is sure to be the package's.
     """
     table = sum_table(images, mtcnn.device)
     faces = [[] for _ in images]

@@ -37,7 +37,8 @@ UPRIGHT = {
     2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE,
     6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90,
 }  # fmt: skip
-# Two endings for a JPEG file that is cut off: no more pixels, or pixels after any restart marker.
+# Two endings for a JPEG file that is cut off: no more pixels, or random ones after any restart
+# marker. If it decodes to the same pixels with both, it had all of them.
 FILL = random.Random(0).randbytes(64).replace(b"\xff", b"")
 END = b"\xff\xd9"
 ENDINGS = END, b"".join(FILL + bytes([255, 208 + i]) for i in range(8)) + FILL + END
@@ -97,9 +98,10 @@ def orientation(image):
 def decode(file, side=None, most=8):
     """The pixels of an image file, its size, and its format and mode, as from read_image."""
     with Image.open(file) as image:
-        size, smaller = image.size, None
+        size = image.size
         if side is not None:
-            smaller = image.draft(None, [max(side, length // most) for length in size])
+            image.draft(None, [max(side, length // most) for length in size])
+        shrunk = image.size != size
         if not image.width * image.height:
             raise ValueError("it has no pixels")
         if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
@@ -115,7 +117,7 @@ def decode(file, side=None, most=8):
         elif "transparency" in image.info:
             image = image.convert("RGBA")
         pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-        return pixels, size if smaller else pixels.shape[1::-1], kind  # old Pillows turn TIFFs
+        return pixels, size if shrunk else pixels.shape[1::-1], kind  # old Pillows turn TIFFs
 
 
 def png_without_metadata(png):
@@ -146,8 +148,9 @@ def jpeg_without_metadata(jpeg):
 
 
 def decode_damaged(path, error):
-    """What decode, which raised error, returns, and what is damaged, if it touches no pixel: the
-    metadata of a PNG or JPEG, or the end marker that a JPEG lacks. Else raises one of DAMAGE.
+    """What decode, which raised error, returns without the metadata of a PNG or JPEG, or for a JPEG
+    that only lacks its end marker; and what is damaged, None for metadata. Else raises one of
+    DAMAGE.
     """
     content = Path(path).read_bytes()
     if content.startswith(b"\x89PNG"):
@@ -156,7 +159,7 @@ def decode_damaged(path, error):
         raise error
     content = jpeg_without_metadata(content).removesuffix(END[:1])
     scan = content.rfind(b"\xff\xda")
-    start = scan + 5 + 2 * content[scan + 4]  # where it says which frequencies and bits it has
+    start = scan + 5 + 2 * content[scan + 4]  # of the last scan's frequencies and bits
     if content.find(END, start) > 0:  # the metadata was to blame
         return *decode(io.BytesIO(content)), None
     if content[start + 1] != 63 or content[start + 2] & 15:  # a progressive JPEG has the last ones
@@ -171,6 +174,7 @@ def decode_damaged(path, error):
 def read_image(path, side=None, most=8):
     """The pixels of load_image or load_smaller; the photo's (width, height); its format and mode,
     such as "JPEG RGB"; and what is damaged, or None. Of a bad photo, the first three are None.
+    side: as for load_smaller; most: 2, 4 or 8, by what a JPEG's sides are divided at most.
     """
     try:
         with open(path, "rb") as file:  # a path, Pillow maps to memory: some TIFFs come garbled
@@ -197,12 +201,11 @@ def load_image(path):
     return load_smaller(path, None)[0]
 
 
-def load_smaller(path, side, most=8):
-    """load_image(path), and the photo's (width, height). A JPEG file may come at a half, a quarter
-    or an eighth of its size, rounded up, if that has side pixels each way: several times as fast.
-    most: 2, 4 or 8, by what it is divided at most.
+def load_smaller(path, side):
+    """load_image(path), and the photo's (width, height). A JPEG comes at a half, a quarter or an
+    eighth of its size, the least that has side pixels each way: several times as fast.
     """
-    image, size, _, damage = read_image(path, side, most)
+    image, size, _, damage = read_image(path, side)
     if image is None:
         raise InputError(f"{path}: {damage}")
     return image, size

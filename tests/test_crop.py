@@ -17,8 +17,9 @@ from filelock import FileLock
 from PIL import Image
 
 import data.crop
+from config import config
 from conftest import FACES, SMALL, assert_refused, run, run_ok, spawn
-from data.crop import BOX, crop_box, crop_photos, smallest_face
+from data.crop import BOX, crop_box, crop_photos, crop_settings, smallest_face
 from data.detect import build_detector, find_largest_faces, look_again
 from data.images import load_image
 
@@ -26,6 +27,11 @@ CPU = torch.device("cpu")
 SETTINGS = {"min_face_size": 50, "margin_x": 20, "margin_y": 30, "center_size": 300,
             "face_width": 120}  # fmt: skip
 COMPETITION = (384, 512)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return build_detector(CPU)
 
 
 @pytest.fixture
@@ -109,7 +115,7 @@ def test_photos_of_other_sizes_and_kinds(photos_dir, tmp_path):
     assert manifest.loc[f"{person.name}/mask3.jpg", BOX].tolist() == [0, 0, 1, 1]
 
 
-def test_crops_of_large_photos_are_as_sharp_as_networks_can_see(tmp_path):
+def test_crops_of_large_photos_are_as_sharp_as_networks_can_see(detector, tmp_path):
     face = Image.open(FACES[0])
     small = Image.new("RGB", (2300, 3001), "gray")
     small.paste(face, (1500, 2000))
@@ -121,7 +127,7 @@ def test_crops_of_large_photos_are_as_sharp_as_networks_can_see(tmp_path):
     photos = [(tmp_path / name, tmp_path / "crops" / name) for name in names]
     rows = list(crop_photos(photos, settings, CPU, args))
     assert {row["method"] for row in rows} == {"mtcnn"}
-    [[(seen, _)]] = find_largest_faces(build_detector(CPU), np.asarray(face)[None], 20)
+    [[(seen, _)]] = find_largest_faces(detector, np.asarray(face)[None], 20)
     for row, zoom, corner in zip(rows, (2300 / 384, 1, 1), (0, (1500, 2000) * 2, (1500, 2000) * 2)):
         expected = crop_box(np.multiply(seen, zoom) + corner, (2300, 3001), settings)
         box = [row[name] for name in BOX]
@@ -144,13 +150,55 @@ def test_the_smallest_face_shrinks_with_small_photos():
         assert smallest_face({"min_face_size": least}, size) == expected
 
 
-@pytest.mark.parametrize("size", [(640, 480), (1999, 2500)])
-def test_other_photos_are_seen_whole(tmp_path, size):
-    Image.open(FACES[0]).resize(size).save(tmp_path / "a.jpg")
+def test_photos_of_different_sizes_may_be_decoded_to_the_same(tmp_path):
     settings, args = {**SETTINGS, "second_look": False}, Namespace(num_workers=0, crop_batch_size=9)
+    photos = []
+    for name, side in (("a.jpg", 2001), ("b.jpg", 2002), ("c.png", 1001)):
+        Image.open(FACES[0]).resize((side, side)).save(tmp_path / name)
+        photos.append((tmp_path / name, tmp_path / "crops" / name))
+    args.crop_batch_size = 99  # all three would fit into a batch
+    together = list(crop_photos(photos, settings, CPU, args))
+    alone = [row for photo in photos for row in crop_photos([photo], settings, CPU, args)]
+    assert [[row[name] for name in BOX] for row in together] == [
+        [row[name] for name in BOX] for row in alone
+    ]
+    assert {row["method"] for row in alone} == {"mtcnn"}
+
+
+def test_small_faces_are_found_in_small_photos(tmp_path):
+    photo = Image.new("RGB", (150, 200), "gray")
+    face = Image.open(FACES[0])
+    photo.paste(face.resize((78, 104), Image.Resampling.BOX), (40, 60))  # a face of 30 pixels
+    photo.save(tmp_path / "a.png")
+    settings, args = {**SETTINGS, "second_look": False}, Namespace(num_workers=0, crop_batch_size=9)
+    [row] = crop_photos([(tmp_path / "a.png", tmp_path / "b.png")], settings, CPU, args)
+    assert row["method"] == "mtcnn"
+
+
+def test_face_width_is_in_pixels_of_whole_photos(tmp_path):
+    for name, zoom in (("small", 1), ("large", 6)):
+        folder = tmp_path / name / "train/images"
+        folder.mkdir(parents=True)
+        face = Image.open(FACES[0])
+        face.resize([zoom * side for side in face.size]).save(folder / "a.jpg")
+    args = Namespace(**config.CROP, crop_dir=None)
+    small, large = (
+        crop_settings(Namespace(**vars(args), data_dir=tmp_path / name), ["a.jpg"], CPU)
+        for name in ("small", "large")
+    )
+    assert large["face_width"] == pytest.approx(small["face_width"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "least"), [((640, 480), 50), ((1999, 2500), 50), ((2400, 3200), 39)]
+)
+def test_other_photos_are_seen_whole(detector, tmp_path, size, least):
+    Image.open(FACES[0]).resize(size).save(tmp_path / "a.jpg")
+    settings = {**SETTINGS, "second_look": False, "min_face_size": least}
+    args = Namespace(num_workers=0, crop_batch_size=9)
     [row] = crop_photos([(tmp_path / "a.jpg", tmp_path / "b.png")], settings, CPU, args)
     photo = load_image(tmp_path / "a.jpg")
-    [[(face, prob)]] = find_largest_faces(build_detector(CPU), photo[None], 50)
+    [[(face, prob)]] = find_largest_faces(detector, photo[None], least)
     x0, y0, x1, y1 = box = crop_box(face, size, settings)
     assert (tuple(row[name] for name in BOX), row["prob"]) == (box, round(prob, 6))
     assert np.array_equal(load_image(tmp_path / "b.png"), photo[y0:y1, x0:x1])

@@ -229,10 +229,15 @@ def test_names_are_escaped_and_damaged_metadata_is_no_problem(tmp_path):
     assert str(tmp_path) not in page
 
 
-def test_boxes_are_drawn_where_the_table_has_them():
+@pytest.mark.parametrize("enlarged", [1, 5])  # a JPEG of five times the size is decoded smaller
+def test_boxes_are_drawn_where_the_table_has_them(tmp_path, enlarged):
+    photo = Image.open(FACES[0])
+    photo.resize([enlarged * side for side in photo.size]).save(tmp_path / "a.jpg")
     row = {"face": 1, "mask": "normal", "x0": 96, "y0": 128, "x1": 288, "y1": 384}
-    picture = np.asarray(Image.open(io.BytesIO(demo.draw_boxes(FACES[0], [row])))).astype(int)
-    zoom = picture.shape[0] / Image.open(FACES[0]).height
+    row |= {side: enlarged * row[side] for side in ("x0", "y0", "x1", "y1")}
+    picture = demo.draw_boxes(tmp_path / "a.jpg", [row])
+    picture = np.asarray(Image.open(io.BytesIO(picture))).astype(int)
+    zoom = picture.shape[0] / photo.height
     assert picture.shape[0] == demo.SHOWN_SIDE
     green = [int(demo.COLORS["normal"][start : start + 2], 16) for start in (1, 3, 5)]
     ys, xs = np.nonzero(np.abs(picture - green).sum(2) < 40)

@@ -279,10 +279,15 @@ def test_what_is_read_is_not_overwritten(photo, runs_dir, tmp_path):
     assert sheet.read_bytes() != before
 
 
-def test_sheet_shows_boxes_and_answers_of_the_first_photos(photo, monkeypatch):
+@pytest.mark.parametrize("enlarged", [1, 5])  # a JPEG of five times the size is decoded smaller
+def test_sheet_shows_boxes_and_answers_of_the_first_photos(photo, tmp_path, monkeypatch, enlarged):
+    with Image.open(photo) as small:
+        photo = tmp_path / "enlarged.jpg"
+        small.resize([enlarged * side for side in small.size]).save(photo)
     row = {"photo": photo, "file": str(photo), "face": 1, "method": "mtcnn", "x0": 96, "y0": 128,
            "x1": 288, "y1": 384, "prob": 1, "mask": "incorrect", "gender": "male", "age": "60plus",
            "mask_incorrect": 0.5, "gender_male": 0.9, "age_60plus": 0.4}  # fmt: skip
+    row |= {side: enlarged * row[side] for side in ("x0", "y0", "x1", "y1")}
     picture = draw_sheet(pd.DataFrame([row]))
     pixels = np.asarray(picture)
     orange = np.array([int(COLORS["incorrect"][i : i + 2], 16) for i in (1, 3, 5)])
