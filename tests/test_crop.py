@@ -168,7 +168,7 @@ def test_photos_of_different_sizes_may_be_decoded_to_the_same(tmp_path):
 def test_small_faces_are_found_in_small_photos(tmp_path):
     photo = Image.new("RGB", (150, 200), "gray")
     face = Image.open(FACES[0])
-    photo.paste(face.resize((78, 104), Image.Resampling.BOX), (40, 60))  # a face of 30 pixels
+    photo.paste(face.resize((46, 61), Image.Resampling.BOX), (40, 60))  # a face of 16 pixels
     photo.save(tmp_path / "a.png")
     settings, args = {**SETTINGS, "second_look": False}, Namespace(num_workers=0, crop_batch_size=9)
     [row] = crop_photos([(tmp_path / "a.png", tmp_path / "b.png")], settings, CPU, args)
