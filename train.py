@@ -129,9 +129,9 @@ def main():
 
     # The network before the crops, so that a download fails before hours of cropping.
     torch.manual_seed(args.seed)
-    start_from = (None, False) if last else (args.weights, not args.no_pretrained)
+    weights, pretrained = (None, False) if last else (args.weights, not args.no_pretrained)
     age_border = args.age_border if args.loss == "age_distribution" else 0
-    network = build_network(args.model, len(classes), args.resize, *start_from, age_border)
+    network = build_network(args.model, len(classes), args.resize, weights, pretrained, age_border)
     network = network.to(device)
     if world_size() > 1 and device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -171,7 +171,7 @@ def main():
         scores, logits = evaluate(
             network, val_loader, val_criterion, pixel_stats, precision, args.tta
         )
-        if args.no_cache:  # other crops would have replaced these
+        if args.no_cache:  # crops are read in each epoch: another command may have replaced them
             check_unchanged(crop_folder(args.data_dir, args.crop_dir, "train"), manifest)
         if not (math.isfinite(train_loss) and math.isfinite(scores["loss"])):
             raise InputError(f"the loss is not finite in epoch {epoch}; earlier epochs are kept; "

@@ -148,7 +148,7 @@ class Tally:
 
 
 def rows_by_photo(rows):
-    """Yield the rows of each photo, lists, but for the last photo's, which may not be all."""
+    """Yield a list of each photo's rows, except for the last photo: some of its may be missing."""
     faces = []
     for row in rows:
         if row[1] == "1" and faces:
@@ -173,7 +173,7 @@ def keep_finished(path, photos, tally):
         if header != COLUMNS and not torn:
             raise InputError(f"{path}: no table of ETC.predict; choose another --output")
         kept.writerow(COLUMNS)
-        # The last row may be cut off.
+        # The last row may be cut off. Photos go on beside the rows, past those that can't be read.
         rows = (row for row in chain([first or []], table) if len(row) == len(COLUMNS))
         for faces in rows_by_photo(rows):
             file, same = faces[0][0], False

@@ -22,8 +22,8 @@ CROP_DIR = os.environ.get("MAG_CROP_DIR") or None  # None: the data directory
 OUTPUT_DIR = "runs"
 FOLD = 0
 FOLD_SEED = 777  # not SEED: runs with other seeds keep the same val people
-# In training labels, to give the rare class 60+ more examples; for the loss age_distribution, which
-# learns years, in the answers.
+# Training labels say 60+ from this age on, which gives the rare class more examples. With the loss
+# age_distribution, whose targets are years, it is the answers that do.
 AGE_BORDER = 59
 
 # face crops, in pixels; margins and centre are those of a photo of 384 x 512

@@ -146,6 +146,7 @@ def load_fold(images, manifest, args, device):
     columns = manifest[["method", "source_size"]].set_axis(images.index)
     readable = (columns["method"] != "bad").to_numpy()  # all, unless args.skip_bad
     images, manifest = images.join(columns)[readable], manifest[readable]
+    # How a face was found and its box may differ from machine to machine; the photos don't.
     trained_on = images.drop(columns=["method", "race"], errors="ignore")
     digest = hashlib.sha256(trained_on.to_csv(index=False).encode()).hexdigest()
     is_val = (images["fold"] == args.fold).to_numpy()

@@ -269,8 +269,8 @@ def head_labels(images, target, age_border=OFFICIAL_AGE_BORDER):
 def merge_labels(mask, gender, age):
     """Labels of the three heads, numbers or arrays -> the official class, int64 in [0, 18).
 
-    The competition numbers them otherwise: mask*6 + gender*3 + age with mask worn 0, incorrect 1,
-    not worn 2 and gender male 0, female 1.
+    The competition orders masks and genders differently from CLASSES: mask*6 + gender*3 + age with
+    mask worn 0, incorrect 1, not worn 2 and gender male 0, female 1.
     """
     official_mask = np.array([2, 0, 1])[mask]
     return official_mask * 6 + (1 - np.asarray(gender)) * 3 + np.asarray(age)
@@ -286,7 +286,8 @@ def split_classes(classes):
 def assign_folds(people, seed):
     """Deal people into NUM_FOLDS folds, stratified by gender x official age group.
 
-    people: DataFrame with gender, age and group; the rows of a group share a fold.
+    people: DataFrame of people or of photos, with gender, age and group; the rows of a group share
+    a fold.
     Returns the fold of each row, int64 (N,). Raises InputError for fewer groups than folds.
     """
     groups = people.drop_duplicates("group")

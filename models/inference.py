@@ -77,7 +77,8 @@ def build_members(checkpoints, device, backend, tta=None, age_views=0):
     for target, head in checkpoints.items():
         for checkpoint in head:
             side = checkpoint["resize"]
-            seen = [(side, "none", 0)]  # the last, a number, keeps equally augmented views apart
+            # Networks with the same triple share a view; the number tells augmented views apart.
+            seen = [(side, "none", 0)]
             if target == "age" and age_views:
                 if checkpoint["augment"] == "none":
                     raise InputError(f"--age-views: {checkpoint['path']} has --augment none")
