@@ -47,14 +47,16 @@ def list_runs(folder):
     raise InputError(f"{folder}: no runs of train.py (val_predictions.csv) in it or its folders")
 
 
-def average_members(name, members):
+def average_members(name, folder, members):
     """The table of an ensemble of a head's members, {member: table}: their probabilities averaged
-    photo by photo, as in test.py, which averages folds too.
+    photo by photo, as in test.py, which averages folds too. Copies and links count once.
     """
     check_same(name, [members])
-    tables = list(members.values())
-    probs = np.mean([table.filter(regex="^p_").to_numpy() for table in tables], axis=0)
-    return tables[0].assign(predicted=probs.argmax(axis=1))
+    table = next(iter(members.values()))
+    probs = [table.filter(regex="^p_").to_numpy() for table in members.values()]
+    probs = list({values.tobytes(): values for values in probs}.values())
+    print(f"{name}: mean of {len(probs)} networks in each fold of {folder}")
+    return table.assign(predicted=np.mean(probs, axis=0).argmax(axis=1))
 
 
 def read_set(folder, fields=(), ensemble=False):
@@ -89,7 +91,7 @@ def read_set(folder, fields=(), ensemble=False):
         found[target][member] = table.sort_values(["fold", "file"], ignore_index=True)
     if ensemble:
         found = {
-            name: {folder: average_members(name, members)} if members else {}
+            name: {folder: average_members(name, folder, members)} if members else {}
             for name, members in found.items()
         }
     for member in dict.fromkeys(member for members in found.values() for member in members):

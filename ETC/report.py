@@ -87,6 +87,8 @@ def read_run(folder):
     with readable(path, way_out):
         arguments = json.loads(path.read_text(encoding="utf-8"))
         classes = CLASSES[arguments["target"]]
+        if missing := {"fold", "epochs", "model", "resize", "data_dir", "crop_dir"} - {*arguments}:
+            raise ValueError(f"no {', '.join(sorted(missing))}")
     numbers = ["epoch", "train_loss", "val_loss", "accuracy", "macro_f1"]
     numbers += [f"f1_{name}" for name in classes]
     log = read_table(path.with_name("log.csv"), dict.fromkeys(numbers, float), way_out)
@@ -94,7 +96,11 @@ def read_run(folder):
     types |= dict.fromkeys([*(f"p_{name}" for name in classes), "loss"], float)
     labels = dict.fromkeys(("label", "predicted"), classes.index)
     path, optional = path.with_name("val_predictions.csv"), ("gender", "race")
-    return arguments, log, read_table(path, types, way_out, optional, **labels)
+    table = read_table(path, types, way_out, optional, **labels)
+    probs = table[[f"p_{name}" for name in classes]].to_numpy()
+    if not ((probs >= 0) & (probs <= 1)).all():
+        raise InputError(f"{path}: a probability is missing or not within 0 and 1; {way_out}")
+    return arguments, log, table
 
 
 def group_people(table):

@@ -68,7 +68,7 @@ def list_files(path, seen):
 def pick_photos(paths):
     """Those of paths that are photos by their suffix, and the others, without hidden ones."""
     kinds = Image.registered_extensions()  # which also fills Image.OPEN
-    readable = Image.OPEN.keys() - NO_PHOTOS
+    readable = {"MPO", *Image.OPEN} - NO_PHOTOS  # MPO, of two-eyed cameras, is opened as JPEG
     photos, others = [], []
     for path in paths:
         suffix, file = path.suffix.lower(), os.path.isfile(path) or not os.path.exists(path)

@@ -189,6 +189,10 @@ def test_an_ensemble_is_scored_by_its_mean_probabilities(write_runs):
     assert f" {f1_score(true, predicted, average='macro'):.4f} " in whole
     *_, alone = lines_of(compare(single, several[0].parent), several[0].parent)
     assert float(alone.split()[3]) < float(age.split()[3])  # one is wrong where others aren't
+    shutil.copytree(several[0], several[0].with_name("copy"))
+    again = compare(single, several[0].parent, "--ensemble")
+    assert again == printed  # a copy counts once
+    assert f"age: mean of 3 networks in each fold of {several[0].parent}" in again
     shutil.rmtree(several[1] / "age_fold1")
     done = compare(several[0].parent, "--ensemble", run=run)
     assert_refused(done, "other val photos", "several/s1")

@@ -226,11 +226,11 @@ def test_phones_with_200_megapixels_are_not_taken_for_bombs(tmp_path):
 
 
 def test_what_is_no_photo_is_counted_by_suffix(tmp_path, capsys):
-    names = ("a.JPG", "b.webp", "c.HEIC", "d.dng", "e.dng", "f", ".hidden", "g.jpg/x")
+    names = ("a.JPG", "b.webp", "c.HEIC", "d.dng", "d.mpo", "e.dng", "f", ".hidden", "g.jpg/x")
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     photos, others = pick_photos(sorted(tmp_path.iterdir()))
-    assert [photo.name for photo in photos] == ["a.JPG", "b.webp", "c.HEIC"]
+    assert [photo.name for photo in photos] == ["a.JPG", "b.webp", "c.HEIC", "d.mpo"]
     print_left_out(others)
     assert "read them: 2 .dng, 1 no suffix, 1 folder" in capsys.readouterr().out

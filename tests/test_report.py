@@ -38,7 +38,7 @@ def write_run(folder, table, target="age", fold=0, **arguments):
     table.to_csv(folder / "val_predictions.csv", index=False)
     arguments |= {"target": target, "fold": fold, "epochs": 2, "resize": 224,
                   "model": "efficientnet-b3", "weights": "<b>weights</b>.pth"}  # fmt: skip
-    arguments.setdefault("crop_dir", None)
+    arguments = {"crop_dir": None, "data_dir": "data", **arguments}
     (folder / "config.json").write_text(json.dumps(arguments, default=str))
     f1 = metrics.f1_score(table["label"], table["predicted"], average="macro")
     log = {"epoch": [1, 2], "train_loss": 0.9, "val_loss": 0.7, "accuracy": 0.5,
@@ -114,6 +114,19 @@ def test_missing_and_damaged_files_are_refused(table, name, content, tmp_path):
     done = run("-m", "ETC.report", folder)
     assert_refused(done, f"{folder / name}: can't be read", "name the folder of a run")
     assert not (folder / "report.html").exists()
+
+
+def test_damaged_values_are_refused(table, tmp_path):
+    folder = write_run(tmp_path / "run", table, data_dir=tmp_path)
+    for value in ("", "inf", "-5"):
+        text = table.assign(p_30to59=table["p_30to59"].astype(str))
+        text.loc[3, "p_30to59"] = value
+        text.to_csv(folder / "val_predictions.csv", index=False)
+        assert_refused(run("-m", "ETC.report", folder), "val_predictions.csv", "probability")
+    arguments = json.loads((folder / "config.json").read_text())
+    del arguments["epochs"]
+    (folder / "config.json").write_text(json.dumps(arguments))
+    assert_refused(run("-m", "ETC.report", folder), "config.json: can't be read (no epochs)")
 
 
 def test_crops_elsewhere(finished_run, table, tmp_path):

@@ -132,6 +132,7 @@ def number(convert, accepts, meaning):
 
 positive_int = number(int, lambda n: 1 <= n < 2**31, "a whole number from 1 to 2^31 - 1")
 natural_int = number(int, lambda n: 0 <= n < 2**31, "a whole number from 0 to 2^31 - 1")
+worker_count = number(int, lambda n: 0 <= n <= 256, "a whole number from 0 to 256")
 seed_int = number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
 input_size = number(int, lambda n: 64 <= n <= 4096, "a whole number from 64 to 4096")
 positive_float = number(float, lambda x: 0 < x < float("inf"), "a finite number above 0")
@@ -157,7 +158,7 @@ def add_device_argument(add):
 
 def add_machine_arguments(add):
     add_device_argument(add)
-    add("--num-workers", type=natural_int, default=config.NUM_WORKERS,
+    add("--num-workers", type=worker_count, default=config.NUM_WORKERS,
         help="processes that read images (default: one per core, up to 4: %(default)s)")
 
 
