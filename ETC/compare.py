@@ -204,8 +204,8 @@ def get_args_parser():
     parser.add_argument(
         "--ensemble",
         action="store_true",
-        help="score the mean probabilities of a set's networks of a fold, instead of each network "
-        "(default: each)",
+        help="score a set by the mean probabilities of its networks of a fold (default: each "
+        "network by its own)",
     )
     return parser
 

@@ -148,7 +148,7 @@ class Tally:
 
 
 def rows_by_photo(rows):
-    """Yield a list of each photo's rows, except for the last photo: some of its may be missing."""
+    """Yield a list of each photo's rows, but for the last photo, which may lack some."""
     faces = []
     for row in rows:
         if row[1] == "1" and faces:

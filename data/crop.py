@@ -95,8 +95,8 @@ class Photo(NamedTuple):
     path: Path
     crop: Path  # where its crop goes
     image: np.ndarray | None  # uint8 RGB (H, W, 3), of a large JPEG half the photo's size
-    size: tuple  # the photo's (width, height)
-    damage: str | None  # without an image, why
+    size: tuple | None  # the photo's (width, height)
+    damage: str | None  # without an image and its size, why; else what is damaged beside the pixels
 
 
 def smallest_face(settings, size):
@@ -181,18 +181,19 @@ def crop_images(photos, settings, device, batch_size, every):
     """Yields lists of crop_photos' rows for an iterable of Photos. Those of one size pass the
     detector together, with at most the pixels of batch_size usual ones.
     """
-    group = []
+    group, sizes = [], None  # sizes: those that the group's photos share
     limit = batch_size * PHOTO_SIZE[0] * PHOTO_SIZE[1]  # pixels
     for photo in photos:
         if photo.image is None:
             yield [{"photo": photo.path, "face": 1, "method": "bad", "why": photo.damage}]
             continue
-        sizes = photo.size, photo.image.shape
-        full = (len(group) + 1) * sizes[1][0] * sizes[1][1] > limit
-        if group and (full or sizes != (group[0].size, group[0].image.shape)):
+        height, width, _ = photo.image.shape
+        full = (len(group) + 1) * height * width > limit
+        if group and (full or (photo.size, photo.image.shape) != sizes):
             yield crop_group(group, settings, device, every)
             group = []
         group.append(photo)
+        sizes = photo.size, photo.image.shape
     if group:
         yield crop_group(group, settings, device, every)
 
