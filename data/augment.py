@@ -42,11 +42,13 @@ def light(A):
 
 
 def wide(A):
-    """Other places, sizes, colours and qualities than one source of photos has: a network that sees
-    these doesn't know a drawn mask by its edges.
+    """Other places, sizes, lights, colours and qualities than one source of photos has: a network
+    that sees these doesn't know a drawn mask by its edges.
     """
     limits = {"scale": (0.75, 1.3), "translate_percent": (-0.12, 0.12), "rotate": (-20, 20)}
     move = A.Affine(**limits, border_mode=cv2.BORDER_REPLICATE, p=0.9)
+    gamma = A.RandomGamma(gamma_limit=(60, 160), p=0.3)  # in percent
+    local = [A.RandomShadow(p=0.2), A.CLAHE(p=0.15), A.Sharpen(p=0.2), A.ISONoise(p=0.2)]
     brightness = A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.6)
     shift = A.RGBShift((-20, 20), (-20, 20), (-20, 20))
     colour = A.OneOf([A.HueSaturationValue(15, 40, 20), shift, A.ToGray()], p=0.5)
@@ -56,7 +58,8 @@ def wide(A):
     )
     quality = A.ImageCompression(quality_range=(30, 95), p=0.4)
     noise = A.GaussNoise(**NOISE, p=0.3)
-    return [A.HorizontalFlip(p=0.5), move, brightness, colour, blur, quality, noise]
+    flip = A.HorizontalFlip(p=0.5)
+    return [flip, move, gamma, *local, brightness, colour, blur, quality, noise]
 
 
 # Functions of albumentations, whose import takes a second.

@@ -18,7 +18,8 @@ SHARES = {
     "wide": {"HorizontalFlip": 0.5, "Affine": 0.9, "RandomBrightnessContrast": 0.6,
              "HueSaturationValue": 1 / 6, "RGBShift": 1 / 6, "ToGray": 1 / 6,
              "GaussianBlur": 0.4 / 3, "Downscale": 0.4 / 3, "MotionBlur": 0.4 / 3,
-             "ImageCompression": 0.4, "GaussNoise": 0.3},
+             "ImageCompression": 0.4, "GaussNoise": 0.3, "RandomGamma": 0.3, "RandomShadow": 0.2,
+             "CLAHE": 0.15, "Sharpen": 0.2, "ISONoise": 0.2},
 }  # fmt: skip
 
 
