@@ -426,7 +426,7 @@ def wear(image, points, mask, how, blur, light, rng):
     flat = flat_mask(mask, half, light.side, rng)
     maps = head.unproject(high - low, top, bottom, mask.bulge)
     layer = cv2.remap(flat, *maps, cv2.INTER_LINEAR, borderValue=0)
-    if mask.kind != "scarf" and rng.random() < 0.75:  # else hair hides them
+    if mask.kind != "scarf" and rng.random() < 0.5:  # else hair hides them
         draw_loops(layer, head, mask, top, bottom, half, rng)
     layer = cv2.GaussianBlur(layer, (0, 0), blur)
     # Nothing else changes than what is covered, and the skin around it.
