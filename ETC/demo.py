@@ -146,37 +146,40 @@ def build_page(answer_photos, taken):
     import gradio
 
     def take(uploads):
-        """Copies of the uploads, and None: they vanish from the page. Copies, as the same photo of
-        two visitors is one file, which sweep removes soon.
+        """The name of a folder in taken with copies of the uploads, and None: they vanish from the
+        page. Copies, as the same photo of two visitors is one file, which sweep removes soon.
         """
         uploads = uploads if isinstance(uploads, list) else [uploads] if uploads else []
-        folder, paths = tempfile.mkdtemp(dir=taken), []
+        folder = Path(tempfile.mkdtemp(dir=taken))
         for number, upload in enumerate(map(Path, uploads)):
-            path = Path(folder, str(number), upload.name)
+            path = folder / f"{number:03}" / upload.name
             path.parent.mkdir()
             shutil.copyfile(upload, path)
-            paths.append(str(path))
-        return paths, None
+        return folder.name, None
 
-    def respond(paths):
+    def respond(name):
+        if name not in os.listdir(taken):  # the visitor's browser sends it
+            return ""
         try:
-            return answer_photos([*map(Path, paths)]) if paths else ""
+            paths = sorted((taken / name).glob("*/*"))
+            return answer_photos(paths) if paths else ""
         finally:
-            for path in map(Path, paths):
-                shutil.rmtree(path.parent.parent, ignore_errors=True)
+            shutil.rmtree(taken / name, ignore_errors=True)
 
     with gradio.Blocks(analytics_enabled=False, title="Mask, gender, age") as page:
         gradio.Markdown(ABOUT)
         with gradio.Row():
             files = gradio.File(label="Photos", file_count="multiple", height=220)
             camera = gradio.Image(label="Camera", sources=["webcam"], type="filepath", height=220)
-        answers, paths = gradio.HTML(), gradio.State([])
+        answers, folder = gradio.HTML(), gradio.Textbox(visible=False)
         hidden = {"api_visibility": "private"}
         for source, event in ((files, files.upload), (camera, camera.input)):
-            # Each upload at once, but one answer at a time.
-            event(take, source, [paths, source], queue=False, **hidden).then(
-                respond, paths, answers, concurrency_limit=1, concurrency_id="answer", **hidden
-            )
+            # Each upload at once, but one answer at a time; "multiple": also of photos that come
+            # before the last ones are answered.
+            event(take, source, [folder, source], queue=False, **hidden).then(
+                respond, folder, answers, concurrency_limit=1, concurrency_id="answer",
+                trigger_mode="multiple", **hidden,
+            )  # fmt: skip
     return page
 
 

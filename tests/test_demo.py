@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +136,25 @@ def test_two_visitors_at_once(browser, address):
         assert set(table_of(browser)["file"]) == {path.name for path in files}
     browser.close()
     browser.switch_to.window(tabs[0])
+
+
+def test_photos_dropped_while_others_wait_are_answered_too(browser, address, tmp_path):
+    for number in range(40):
+        shutil.copy(FACES[0], tmp_path / f"{number}.jpg")
+    url, folder = address
+    visit(browser, url)
+    upload(browser, *tmp_path.iterdir())
+    end = time.monotonic() + 60
+    while len([*folder.glob("*/taken/*/*/*.jpg")]) < 40:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    wait_for(browser, "input[type=file]")
+    assert not browser.find_elements(By.CSS_SELECTOR, ".mag-csv")
+    upload(browser, FACES[1])
+    while not (browser.find_elements(By.CSS_SELECTOR, ".mag-csv")
+               and table_of(browser)["file"].tolist() == [FACES[1].name]):  # fmt: skip
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_hostile_uploads_get_a_sentence(browser, address, tmp_path):
