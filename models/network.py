@@ -93,9 +93,7 @@ def batch_norms(network):
 
 
 def freeze_batch_norms(network):
-    """Until its next train(), network's batch norms normalise with their running statistics, and
-    keep them; their weights learn.
-    """
+    """Put all batch norms in eval mode, until network.train(); their weights still learn."""
     for norm in batch_norms(network):
         norm.eval()
 
@@ -216,10 +214,14 @@ def fold_batch_norm(network):
 
 
 def load_weights(network, name, path):
-    """Load a state dict from path into network, except a classifier layer of another shape."""
+    """Load a state dict, or that of a checkpoint of train.py, from path into network, except a
+    classifier layer of another shape.
+    """
     state = read_tensors(path)
+    if isinstance(state, dict):
+        state = state.get("network", state)
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise InputError(f"{path}: not a bare state dict, which --weights takes")
+        raise InputError(f"{path}: neither a state dict nor a checkpoint, which --weights takes")
     own = network.state_dict()
     classifier, _ = find_classifier(network)
     for key in (f"{classifier}.weight", f"{classifier}.bias"):

@@ -22,6 +22,7 @@ from models.network import (
     normalization,
     normalize,
 )
+from utils.checkpoint import save_checkpoint
 from utils.cli import InputError
 
 
@@ -207,6 +208,17 @@ def test_weights_from_a_file(tmp_path):
         assert torch.equal(state[key], source[key].to(state[key].dtype))
 
 
+def test_weights_from_a_checkpoint(tmp_path):
+    path = tmp_path / "best.pth"
+    source = build_network("efficientnet-b0", 3, 64, age_border=59).state_dict()
+    save_checkpoint(path, {"network": source})
+    own = build_network("efficientnet-b0", 3, 64, path, age_border=59).state_dict()
+    assert all(torch.equal(own[key], source[key]) for key in source)
+    other = build_network("efficientnet-b0", 2, 64, path).state_dict()  # all but its classifier
+    assert other["_fc.weight"].shape == (2, 1280)
+    assert torch.equal(other["_conv_stem.weight"], source["_conv_stem.weight"])
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "weights.pth"
 
@@ -216,7 +228,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
     path.write_bytes(b"not a checkpoint")
     assert_named("damaged, or not a checkpoint")
-    for content in ([1, 2], {"network": {}}):
+    for content in ([1, 2], {"network": [1]}, {"model": "efficientnet-b0"}):
         torch.save(content, path)
         assert_named("state dict")
     torch.save(build_network("efficientnet-lite0", 3, 64).state_dict(), path)
