@@ -149,7 +149,9 @@ def main():
     log = runs.restore(last, network, optimizer, scaler, digest) if last else []
     if args.compile:
         network.compile()
-    train_network = DistributedDataParallel(network) if world_size() > 1 else network
+    train_network = network
+    if world_size() > 1:  # share_buffers sends the buffers, before each evaluation
+        train_network = DistributedDataParallel(network, broadcast_buffers=False)
     print(f"{args.target}, fold {args.fold}: {len(train_loader.dataset)} train and {len(val)} val "
           f"photos; {args.model} at {args.resize} px on {world_size()} x {device.type} in "
           f"{precision} -> {folder}")  # fmt: skip
@@ -283,7 +285,8 @@ def get_args_parser():
     add("--resize", type=cli.input_size, default=config.RESIZE,
         help="side of the network's input in pixels, 64 to 4096 (default: %(default)s)")
     add("--weights", metavar="FILE",
-        help="state dict to start from, not a best.pth (default: ImageNet weights)")
+        help="state dict or checkpoint to start from; of a best.pth, other data or the same fold, "
+        "else it has seen the val people (default: ImageNet weights)")
     add("--no-pretrained", action="store_true", help="start from random weights (default: no)")
 
     add = parser.add_argument_group("training").add_argument
@@ -294,9 +297,9 @@ def get_args_parser():
     add("--tta", choices=("none", "flip"),
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
     add("--freeze-bn", action=argparse.BooleanOptionalAction,
-        help="batch norms, where the network has some, normalise with the statistics they start "
-        "from in training too, and keep them; their weights learn (default: no; best and max: for "
-        "mask, but not with --no-pretrained)")
+        help="keep batch norms in eval mode in training: their running statistics stay as loaded, "
+        "their weights and biases still learn (default: no; best and max: for mask, but not with "
+        "--no-pretrained)")
     add("--batch-size", type=cli.positive_int, default=config.BATCH_SIZE,
         help="images per step (default: %(default)s)")
     add("--loss", choices=LOSSES, help=f"loss (default: {by_head('loss')})")

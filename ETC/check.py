@@ -189,9 +189,9 @@ def print_photos(photos, folder, data_dir):
     print_facts("photos by size", sizes[:SHOWN] + more)
     settings, _ = read_record(folder)
     files = zip(photos["file"], photos["name"])
-    marks = {file: fingerprint(data_dir / name) for file, name in files}
-    done = finished_crops(folder, settings, marks)
-    methods = [done[file]["method"] if file in done else None for file in marks]
+    fingerprints = {file: fingerprint(data_dir / name) for file, name in files}
+    done = finished_crops(folder, settings, fingerprints)
+    methods = [done[file]["method"] if file in done else None for file in fingerprints]
     lines = counted(METHODS.get(method, "not cropped, or changed since") for method in methods)
     if settings and settings != {**settings, **config.CROP}:
         lines.append(f"made with other settings than the defaults: {folder.parent / 'crops.json'}")

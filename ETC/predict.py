@@ -75,8 +75,8 @@ def find_photos(paths, left_out, ignored=None):
         raise InputError(f"{', '.join(map(str, paths))}: no photos in it")
 
 
-def crop_faces(args, photos, folder, settings, device, every=False):
-    """Crop the largest face of each photo or, if every, all its faces, to files in folder.
+def crop_faces(args, photos, folder, settings, device, all_faces=False):
+    """Crop the largest face of each photo or, if all_faces, all its faces, to files in folder.
 
     args: from a parser with add_photo_arguments; photos: a list of paths; settings: the crop of a
     checkpoint. Returns a DataFrame, a row a face in the order of photos, with file, a name to show,
@@ -89,7 +89,7 @@ def crop_faces(args, photos, folder, settings, device, every=False):
     for photo, number in order.items():
         suffix = ".png" if photo.suffix.lower() == ".png" else ".jpg"  # the formats of data.crop
         pairs.append((photo, folder / f"{number}{suffix}"))
-    rows = crop_photos(pairs, settings, device, args, every)
+    rows = crop_photos(pairs, settings, device, args, all_faces)
     rows = sorted(rows, key=lambda row: (order[row["photo"]], row["face"]))
     for row in rows:
         row["file"] = printable(str(row["photo"]))

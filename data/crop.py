@@ -129,8 +129,8 @@ def crop_settings(args, files, device):
     return gather(stored)[0]
 
 
-def crop_photos(photos, settings, device, args, every=False):
-    """Crop this process's share of photos: yields a dict for each or, if every, for each face.
+def crop_photos(photos, settings, device, args, all_faces=False):
+    """Crop this process's share of photos: yields a dict for each or, if all_faces, for each face.
 
     photos: [(path of the photo, path of its crop)]; settings: from crop_settings; args: with
     num_workers and crop_batch_size. Faces after the largest go to the same path with _2, _3, ...
@@ -141,7 +141,9 @@ def crop_photos(photos, settings, device, args, every=False):
     size = args.crop_batch_size or config.CROP_BATCH_SIZE[device.type]
     batches = [photos[start : start + size] for start in range(0, len(photos), size)]
     batches = batches[rank() :: world_size()]
-    crop = partial(crop_images, settings=settings, device=device, batch_size=size, every=every)
+    crop = partial(
+        crop_images, settings=settings, device=device, batch_size=size, all_faces=all_faces
+    )
     on_gpu = device.type == "cuda"  # where this process detects; on a CPU, the workers do it all
     detector_of_process(device)  # once for all workers, if they are forked
     read = partial(read_photo, settings=settings)
@@ -177,7 +179,7 @@ def crop_batch(pairs, read, crop):
 detector_of_process = lru_cache(build_detector)
 
 
-def crop_images(photos, settings, device, batch_size, every):
+def crop_images(photos, settings, device, batch_size, all_faces):
     """Yields lists of crop_photos' rows for an iterable of Photos. Those of one size pass the
     detector together, with at most the pixels of batch_size usual ones.
     """
@@ -190,18 +192,18 @@ def crop_images(photos, settings, device, batch_size, every):
         height, width, _ = photo.image.shape
         full = (len(group) + 1) * height * width > limit
         if group and (full or (photo.size, photo.image.shape) != sizes):
-            yield crop_group(group, settings, device, every)
+            yield crop_group(group, settings, device, all_faces)
             group = []
         group.append(photo)
         sizes = photo.size, photo.image.shape
     if group:
-        yield crop_group(group, settings, device, every)
+        yield crop_group(group, settings, device, all_faces)
 
 
-def crop_group(photos, settings, device, every):
+def crop_group(photos, settings, device, all_faces):
     """The rows of crop_photos for Photos of one size, whose crops are saved."""
     rows, stack, size = [], np.stack([photo.image for photo in photos]), photos[0].size
-    find = find_all_faces if every else find_largest_faces
+    find = find_all_faces if all_faces else find_largest_faces
     found = find(detector_of_process(device), stack, smallest_face(settings, size), size)
     methods = ["mtcnn"] * len(photos)
     missed = [number for number, faces in enumerate(found) if not faces]
@@ -235,7 +237,7 @@ def save_crop(image, box, path, size):
     Image.fromarray(image[y0:y1, x0:x1]).save(buffer, kind, quality=JPEG_QUALITY)
     if not path.parent.is_dir():
         make_folder(path.parent, "choose another --crop-dir")
-    with atomic_write(path) as file:
+    with atomic_write(path, sync=False) as file:  # one that a power cut empties is made anew
         file.write(buffer.getbuffer())
 
 
@@ -269,12 +271,12 @@ def fingerprint(path):
     return (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
-def finished_crops(folder, settings, marks):
-    """The manifest, {file: row}, of those of marks, {file: fingerprint}, that need no new crop."""
+def finished_crops(folder, settings, fingerprints):
+    """The manifest, {file: row}, of the files that need no new crop; fingerprints: {file: its}."""
     done, (stored, rows) = {}, read_record(folder) if is_first() else ({}, {})
-    for file in filter(rows.get, marks) if stored == settings else ():
+    for file in filter(rows.get, fingerprints) if stored == settings else ():
         row = rows[file]
-        same = (row["source_size"], row["source_mtime_ns"]) == marks[file]
+        same = (row["source_size"], row["source_mtime_ns"]) == fingerprints[file]
         # A bad one may have been the disk's fault.
         if same and row["method"] != "bad" and (folder / file).exists():
             done[file] = row
@@ -308,15 +310,16 @@ def crop_split(args, split, files, shots, settings, device):
     start = time.perf_counter()
     source = Path(args.data_dir) / split / "images"
     folder = crop_folder(args.data_dir, args.crop_dir, split)
-    marks = {file: fingerprint(source / file) for file in files}
-    done = finished_crops(folder, settings, marks)
+    fingerprints = {file: fingerprint(source / file) for file in files}
+    done = finished_crops(folder, settings, fingerprints)
     missing = len(files) - len(done)
     if missing:
         make_folder(folder, "choose another --crop-dir")
         with crop_lock(folder):
-            done = finished_crops(folder, settings, marks)  # another command may have cropped
+            # Another command may have cropped.
+            done = finished_crops(folder, settings, fingerprints)
             missing = len(files) - len(done)
-            crop_missing(args, source, folder, marks, done, settings, device)
+            crop_missing(args, source, folder, fingerprints, done, settings, device)
     manifest = pd.DataFrame([done[file] for file in files], columns=[*TYPES])
     bad = [file for file in files if done[file]["method"] == "bad"]
     if missing:
@@ -345,35 +348,36 @@ def summary(methods):
             "cropped centrally")  # fmt: skip
 
 
-def crop_missing(args, source, folder, marks, done, settings, device):
-    """Crop the files of marks that are not in done, and add their rows to it."""
+def crop_missing(args, source, folder, fingerprints, done, settings, device):
+    """Crop the files of fingerprints that are not in done, and add their rows to it."""
     if is_first():
         remove_leftovers(folder, "**/.*")
         remove_leftovers(folder.parent, ".crops.*")
         if read_record(folder)[0] not in ({}, settings):
             print(f"{folder}: made with other settings, cropping anew")
-        write_manifest(folder, marks, done)  # before the settings: an old crop never counts as new
+        # Before the settings: an old crop never counts as new.
+        write_manifest(folder, fingerprints, done)
         write_json(folder.parent / "crops.json", settings)
     gather(None)  # the other processes wait
-    files = {source / file: file for file in marks if file not in done}
+    files = {source / file: file for file in fingerprints if file not in done}
     saved = time.monotonic()
     try:
         photos = [(photo, folder / file) for photo, file in files.items()]
         for row in crop_photos(photos, settings, device, args):
             file = files[row["photo"]]
-            size, mtime_ns = marks[file]
+            size, mtime_ns = fingerprints[file]
             done[file] = {**row, "file": file, "source_size": size, "source_mtime_ns": mtime_ns}
             if row["method"] == "bad":
                 (folder / file).unlink(missing_ok=True)  # of the photo as it was before
             if is_first() and time.monotonic() - saved > SAVE_EVERY:
-                write_manifest(folder, marks, done)
+                write_manifest(folder, fingerprints, done)
                 saved = time.monotonic()
         for share in gather(done):
             done |= share
     finally:  # an error or Ctrl-C keeps the crops that are made
         if is_first():
             remove_leftovers(folder, "**/.*")  # of workers that were stopped
-            write_manifest(folder, marks, done)
+            write_manifest(folder, fingerprints, done)
 
 
 # fmt: off

@@ -50,7 +50,7 @@ class ResizedCrops:
 
     def __init__(self, path, rows):
         self.path, self.rows = path, rows
-        map_file(path)  # stays readable if other crops replace the file
+        map_file(path)  # then forked workers can read it even if other crops replace the file
 
     def __len__(self):
         return len(self.rows)
@@ -77,7 +77,7 @@ class FaceDataset(Dataset):
 
     def __getitem__(self, i):
         crop, epoch = self.crops[i], self.epoch.item()
-        # Views count from 1, so that seeds give the pixels that they always gave.
+        # From 1: another start would change the pixels of every seed.
         images = (
             torch.from_numpy(augment(steps, resize(crop, side), [self.seed, epoch, i, view]))
             for view, (side, steps) in enumerate(self.views, start=1)
@@ -90,7 +90,8 @@ def build_loader(dataset, batch_size, num_workers, device, train=False):
     every world_size()-th batch, for gather_batches. batch_size: of all processes together.
     """
     if train:
-        sampler = DistributedSampler(dataset, world_size(), rank(), seed=dataset.seed)
+        # It adds the epoch: seeds that follow each other would have the same orders.
+        sampler = DistributedSampler(dataset, world_size(), rank(), seed=1000 * dataset.seed)
         batches = {"sampler": sampler, "batch_size": batch_size // world_size()}
     else:
         order = torch.arange(len(dataset)).split(batch_size)
@@ -141,7 +142,8 @@ def load_fold(images, manifest, args, device):
 
     images: list_train_images with a column fold; manifest: from crop_split, for the same rows.
     Train labels use args.age_border or, for the loss age_distribution, are ages in years; val
-    labels use the official border. The val photos have the manifest's method.
+    labels use the official border. val: the rows of images in the fold, with the manifest's columns
+    method and source_size.
     """
     columns = manifest[["method", "source_size"]].set_axis(images.index)
     readable = (columns["method"] != "bad").to_numpy()  # all, unless args.skip_bad

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+cv2.setNumThreads(1)  # the loader's workers use the cores already
+
 FACTOR = 0.709  # from a level of the pyramid to the next
 THRESHOLDS = (0.6, 0.7, 0.7)
 # Of the second look, which finds faces behind masks; and the smallest face that it takes, as a
@@ -136,18 +138,18 @@ def detect(mtcnn, images, scales, size, same_face=SAME_FACE, thresholds=THRESHOL
     faces = [[] for _ in images]
     zoom = [size[0] / images.shape[2], size[1] / images.shape[1]] * 2
     scales = [scale * zoom[0] for scale in scales]
-    boxes, image = propose(mtcnn.pnet, table, scales, thresholds[0])
+    boxes, index = propose(mtcnn.pnet, table, scales, thresholds[0])
     if len(boxes):
-        offsets, probs = look_closer(mtcnn.rnet, table, boxes, image, 24)
+        offsets, probs = look_closer(mtcnn.rnet, table, boxes, index, 24)
         kept = (probs > thresholds[1]).nonzero()[:, 0]
-        kept = kept[suppress(boxes[kept], probs[kept], image[kept], 0.7)]
-        boxes, image, probs = square(moved(boxes[kept], offsets[kept], 1)), image[kept], probs[kept]
-        best = torch.zeros_like(image, dtype=torch.bool)
-        best[suppress(boxes, probs, image, same_face)] = True
-        add_faces(mtcnn.onet, table, boxes[best], image[best], thresholds[2], faces)
-        found = torch.tensor([bool(of_photo) for of_photo in faces], device=image.device)
-        rest = ~best & ~found[image]
-        add_faces(mtcnn.onet, table, boxes[rest], image[rest], thresholds[2], faces)
+        kept = kept[suppress(boxes[kept], probs[kept], index[kept], 0.7)]
+        boxes, index, probs = square(moved(boxes[kept], offsets[kept], 1)), index[kept], probs[kept]
+        best = torch.zeros_like(index, dtype=torch.bool)
+        best[suppress(boxes, probs, index, same_face)] = True
+        add_faces(mtcnn.onet, table, boxes[best], index[best], thresholds[2], faces)
+        found = torch.tensor([bool(of_photo) for of_photo in faces], device=index.device)
+        rest = ~best & ~found[index]
+        add_faces(mtcnn.onet, table, boxes[rest], index[rest], thresholds[2], faces)
     return [
         [(tuple(x * by for x, by in zip(box, zoom)), prob)
          for box, prob in sorted(of_photo, key=lambda face: -area(face[0]))]
@@ -168,7 +170,7 @@ def pyramid(size, min_face_size=PACKAGE_FACE):
 
 
 def propose(network, table, scales, threshold):
-    """Where the first network sees faces: boxes (K, 4) and the image of each (K,)."""
+    """Where the first network sees faces: boxes (K, 4) and the index of each one's image (K,)."""
     count, height, width = table.shape[0], table.shape[1] - 1, table.shape[2] - 1
     images = torch.arange(count, device=table.device)
     whole = images.new_tensor([0, 0, width, height]).expand(count, 4)
@@ -177,18 +179,18 @@ def propose(network, table, scales, threshold):
         size = int(height * scale + 1), int(width * scale + 1)
         offsets, probs = network(area_resize(table, images, whole, *size))
         probs = probs[:, 1]
-        image, row, column = (probs >= threshold).nonzero(as_tuple=True)
+        index, row, column = (probs >= threshold).nonzero(as_tuple=True)
         corner = torch.stack([column, row], dim=1) * 2 + 1
         boxes = (torch.cat([corner, corner + 11], dim=1) / scale).floor()
-        scores, offsets = probs[image, row, column], offsets[image, :, row, column]
-        kept = suppress(boxes, scores, image, 0.5)
-        found.append([x[kept] for x in (boxes, offsets, scores, image)])
-    boxes, offsets, scores, image = map(torch.cat, zip(*found))
-    kept = suppress(boxes, scores, image, 0.7)
-    return square(moved(boxes[kept], offsets[kept])), image[kept]
+        scores, offsets = probs[index, row, column], offsets[index, :, row, column]
+        kept = suppress(boxes, scores, index, 0.5)
+        found.append([x[kept] for x in (boxes, offsets, scores, index)])
+    boxes, offsets, scores, index = map(torch.cat, zip(*found))
+    kept = suppress(boxes, scores, index, 0.7)
+    return square(moved(boxes[kept], offsets[kept])), index[kept]
 
 
-def look_closer(network, table, boxes, which, side):
+def look_closer(network, table, boxes, index, side):
     """Run a later network on the pixels in boxes. Returns its offsets (K, 4) and probs (K,)."""
     height, width = table.shape[1] - 1, table.shape[2] - 1
     # As in the package: corners count from 1, and what leaves the photo is cut off.
@@ -196,20 +198,20 @@ def look_closer(network, table, boxes, which, side):
     limit = corners.new_tensor([width, height])
     low = (corners[:, :2].clamp(min=1) - 1).minimum(limit - 1)
     high = corners[:, 2:].minimum(limit).maximum(low + 1)
-    faces = area_resize(table, which, torch.cat([low, high], dim=1), side, side)
+    faces = area_resize(table, index, torch.cat([low, high], dim=1), side, side)
     outputs = network(faces)  # offsets, the last network's landmarks, probabilities
     return outputs[0], outputs[-1][:, 1]
 
 
-def add_faces(network, table, boxes, image, threshold, faces):
+def add_faces(network, table, boxes, index, threshold, faces):
     """Add the faces that the last network sees in boxes to its image's list, (box, prob) each."""
     if not len(boxes):
         return
-    offsets, probs = look_closer(network, table, boxes, image, 48)
+    offsets, probs = look_closer(network, table, boxes, index, 48)
     kept = (probs > threshold).nonzero()[:, 0]
     kept = kept[probs[kept].argsort(descending=True)]
     boxes = moved(boxes[kept], offsets[kept], 1)
-    for box, prob, number in zip(boxes.tolist(), probs[kept].tolist(), image[kept].tolist()):
+    for box, prob, number in zip(boxes.tolist(), probs[kept].tolist(), index[kept].tolist()):
         if all(overlap(box, other) <= 0.7 for other, _ in faces[number]):
             faces[number].append((box, prob))
 
@@ -228,10 +230,10 @@ def sum_table(images, device):
     return F.pad(table.int(), (0, 0, 1, 0, 1, 0))
 
 
-def area_resize(table, which, boxes, height, width):
+def area_resize(table, index, boxes, height, width):
     """Cut out boxes and resize them by averaging, as adaptive_avg_pool2d would.
 
-    table: from sum_table; which: int64 (K,), the image of each box; boxes: int64 (K, 4), x0, y0,
+    table: from sum_table; index: int64 (K,), of each box's image; boxes: int64 (K, 4), x0, y0,
     x1, y1, inside the image. Returns float32 (K, 3, height, width), as MTCNN's networks want it.
     """
     x0, y0, x1, y1 = boxes[:, :, None].unbind(1)
@@ -243,7 +245,7 @@ def area_resize(table, which, boxes, height, width):
     bottom = y0 + -((steps + 1) * (y0 - y1) // height)
     flat = table.flatten(0, 2)
     row = table.shape[2]
-    first = which[:, None] * (table.shape[1] * row)
+    first = index[:, None] * (table.shape[1] * row)
     top_, bottom_ = ((first + y * row)[:, :, None] for y in (top, bottom))
     left_, right_ = left[:, None], right[:, None]
 
@@ -259,11 +261,11 @@ def area_resize(table, which, boxes, height, width):
     return (sums / count).sub_(127.5).mul_(0.0078125).permute(0, 3, 1, 2)
 
 
-def suppress(boxes, scores, image, threshold):
+def suppress(boxes, scores, index, threshold):
     """Non-maximum suppression within each image: the indices of the boxes that are kept."""
     from torchvision.ops import batched_nms  # whose import takes a second
 
-    return batched_nms(boxes, scores, image, threshold)
+    return batched_nms(boxes, scores, index, threshold)
 
 
 def square(boxes):

@@ -7,6 +7,7 @@ import tempfile
 
 import pytest
 import torch
+import torch._inductor.exc
 
 import data.crop
 import test
@@ -76,7 +77,11 @@ def test_numbers(convert, good, bad):
         (InputError("two\nlines"), "two lines"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "--batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "--batch-size"),
+        (torch._inductor.exc.InvalidCxxCompiler(), "--compile"),
         (MemoryError(), "--batch-size"),
+        (RuntimeError("CUDA error: out of memory"), "--batch-size"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "--batch-size"),
+        (RuntimeError("Unable to find an engine to execute this computation"), "--batch-size"),
         (RuntimeError("unable to open shared memory object </torch_1>"), "--num-workers"),
         (RuntimeError("can't start new thread"), "--num-workers"),
         (PermissionError(13, "Permission denied", "/a/b"), "/a/b: Permission denied"),

@@ -260,10 +260,26 @@ def test_learning_rates():
         assert np.max(few) > 0.05
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_training_on_a_gpu(sample_dir, tmp_path, precision):
-    train_small(sample_dir, tmp_path, "--device", "cuda", "--precision", precision)
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("cpu", "bf16"), ("cuda", "fp32"), ("cuda", "fp16"), ("cuda", "bf16")],
+)
+def test_crops_training_and_submission_on_a_device(
+    sample_dir, runs_dir, tmp_path, device, precision
+):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    machine = ["--device", device, "--precision", precision, "--num-workers", 2]
+    options = [*machine, "--crop-dir", tmp_path / "crops"]
+    train_small(sample_dir, tmp_path, *options)
+    train_small(sample_dir, tmp_path, *options, "--epochs", 2, "--resume")
+    log = pd.read_csv(tmp_path / "age_fold0/log.csv")
+    assert np.isfinite(log).all(axis=None)
+    assert len(log) == 2
+    submission = tmp_path / "submission.csv"
+    run_ok("test.py", "--data-dir", sample_dir, "--runs", runs_dir, *options,
+           "--output", submission)  # fmt: skip
+    assert pd.read_csv(submission)["ans"].between(0, 17).all()
 
 
 def test_a_loss_that_is_not_finite_is_named_and_replaces_nothing(sample_dir, tmp_path, monkeypatch):

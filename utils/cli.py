@@ -17,6 +17,11 @@ from config import config
 
 AT_END = contextlib.ExitStack()  # closed when a command, or Python, ends
 atexit.register(AT_END.close)
+# What the errors say for which PyTorch and Python have no types.
+OUT_OF_MEMORY = (
+    r"allocate memory|DataLoader worker \(pid|shared memory|new thread|open files|"
+    r"CUDA error: out of memory|_ALLOC_FAILED|[Uu]nable to find an engine"
+)
 
 
 class InputError(Exception):
@@ -70,10 +75,11 @@ def run(main, on_interrupt="nothing was written"):
             os._exit(2)
         fail(f"{error.filename or type(error).__name__}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            why = str(error).partition("\n")[0]
+            fail(f"--compile: failed; is there a C++ compiler or, for a GPU, Triton? ({why})")
         known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        # PyTorch and Python have no types for these.
-        texts = "allocate memory|DataLoader worker \\(pid|shared memory|new thread|open files"
-        if not known and not re.search(texts, str(error)):
+        if not known and not re.search(OUT_OF_MEMORY, str(error)):
             raise
         fail(f"out of memory; lower --batch-size, --crop-batch-size or --num-workers ({error})")
     except KeyboardInterrupt:
@@ -91,6 +97,7 @@ def stop(number, _):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the next one ends it at once
     if hasattr(signal, "SIGCHLD"):  # not on Windows; PyTorch's handler would report the workers
         signal.signal(signal.SIGCHLD, lambda *_: None)
+    threading.excepthook = lambda *_: None  # so would its thread that copies to pinned memory
     for child in multiprocessing.active_children():
         child.kill()
         child.join()

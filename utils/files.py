@@ -22,8 +22,9 @@ except ImportError:  # Windows, where every file system has locks
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="wb"):
-    """Open a temporary file beside path and rename it to path once it is on disk.
+def atomic_write(path, mode="wb", sync=True):
+    """Open a temporary file beside path and rename it to path once it is written and, if sync, on
+    the disk.
 
     A reader sees the old file or the new one, never a part of it. Raises InputError when it can't
     be written, for example because the disk is full; the old file stays.
@@ -37,7 +38,8 @@ def atomic_write(path, mode="wb"):
             yield file
             file.flush()
             try:
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             except OSError as error:  # some file systems can't
                 if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                     raise
