@@ -285,8 +285,8 @@ def get_args_parser():
     add("--resize", type=cli.input_size, default=config.RESIZE,
         help="side of the network's input in pixels, 64 to 4096 (default: %(default)s)")
     add("--weights", metavar="FILE",
-        help="state dict or checkpoint to start from; of a best.pth, other data or the same fold, "
-        "else it has seen the val people (default: ImageNet weights)")
+        help="state dict or checkpoint to start from; a best.pth must be of other people or of the "
+        "same fold and --fold-seed, else it has seen the val people (default: ImageNet weights)")
     add("--no-pretrained", action="store_true", help="start from random weights (default: no)")
 
     add = parser.add_argument_group("training").add_argument

@@ -16,6 +16,7 @@ import base64
 import contextlib
 import importlib.util
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -150,7 +151,8 @@ def build_page(answer_photos, taken):
         page. Copies, as the same photo of two visitors is one file, which sweep removes soon.
         """
         uploads = uploads if isinstance(uploads, list) else [uploads] if uploads else []
-        folder = Path(tempfile.mkdtemp(dir=taken))
+        folder = taken / secrets.token_hex(16)  # whoever knows it gets the answer
+        folder.mkdir()
         for number, upload in enumerate(map(Path, uploads)):
             path = folder / f"{number:03}" / upload.name
             path.parent.mkdir()
@@ -158,8 +160,8 @@ def build_page(answer_photos, taken):
         return folder.name, None
 
     def respond(name):
-        if name not in os.listdir(taken):  # the visitor's browser sends it
-            return ""
+        if name not in os.listdir(taken):  # sent by a browser, as any text may be
+            return "These photos waited too long and are deleted. Please drop them again."
         try:
             paths = sorted((taken / name).glob("*/*"))
             return answer_photos(paths) if paths else ""
@@ -172,14 +174,13 @@ def build_page(answer_photos, taken):
             files = gradio.File(label="Photos", file_count="multiple", height=220)
             camera = gradio.Image(label="Camera", sources=["webcam"], type="filepath", height=220)
         answers, folder = gradio.HTML(), gradio.Textbox(visible=False)
-        hidden = {"api_visibility": "private"}
+        # multiple: photos that come while others wait are answered too.
+        options = {"api_visibility": "private", "trigger_mode": "multiple"}
         for source, event in ((files, files.upload), (camera, camera.input)):
-            # Each upload at once, but one answer at a time; "multiple": also of photos that come
-            # before the last ones are answered.
-            event(take, source, [folder, source], queue=False, **hidden).then(
-                respond, folder, answers, concurrency_limit=1, concurrency_id="answer",
-                trigger_mode="multiple", **hidden,
-            )  # fmt: skip
+            # Each upload at once, but one answer at a time.
+            event(take, source, [folder, source], queue=False, **options).then(
+                respond, folder, answers, concurrency_limit=1, concurrency_id="answer", **options
+            )
     return page
 
 

@@ -272,13 +272,16 @@ def fingerprint(path):
 
 
 def finished_crops(folder, settings, fingerprints):
-    """The manifest, {file: row}, of the files that need no new crop; fingerprints: {file: its}."""
+    """The manifest, {file: row}, of the files that need no new crop.
+
+    fingerprints: {file: fingerprint}.
+    """
     done, (stored, rows) = {}, read_record(folder) if is_first() else ({}, {})
     for file in filter(rows.get, fingerprints) if stored == settings else ():
         row = rows[file]
         same = (row["source_size"], row["source_mtime_ns"]) == fingerprints[file]
         # A bad one may have been the disk's fault.
-        if same and row["method"] != "bad" and (folder / file).exists():
+        if same and row["method"] != "bad" and fingerprint(folder / file)[0]:
             done[file] = row
     return gather(done)[0]
 

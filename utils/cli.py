@@ -17,11 +17,12 @@ from config import config
 
 AT_END = contextlib.ExitStack()  # closed when a command, or Python, ends
 atexit.register(AT_END.close)
-# What the errors say for which PyTorch and Python have no types.
+# What is in errors for which PyTorch and Python have no types, or which torch.compile wraps.
 OUT_OF_MEMORY = (
     r"allocate memory|DataLoader worker \(pid|shared memory|new thread|open files|"
-    r"CUDA error: out of memory|_ALLOC_FAILED|[Uu]nable to find an engine"
+    r"CUDA error: out of memory|_ALLOC_FAILED|OutOfMemoryError"
 )
+NO_COMPILER = "InvalidCxxCompiler|TritonMissing|working triton|GPUTooOldForTriton"
 
 
 class InputError(Exception):
@@ -75,9 +76,8 @@ def run(main, on_interrupt="nothing was written"):
             os._exit(2)
         fail(f"{error.filename or type(error).__name__}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            why = str(error).partition("\n")[0]
-            fail(f"--compile: failed; is there a C++ compiler or, for a GPU, Triton? ({why})")
+        if re.search(NO_COMPILER, f"{type(error).__name__}: {error}"):
+            fail("--compile: needs g++ or, on a GPU, Triton that supports it; leave it out")
         known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
         if not known and not re.search(OUT_OF_MEMORY, str(error)):
             raise
@@ -88,6 +88,7 @@ def run(main, on_interrupt="nothing was written"):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        threading.excepthook = threading.__excepthook__
 
 
 def stop(number, _):
@@ -97,7 +98,7 @@ def stop(number, _):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the next one ends it at once
     if hasattr(signal, "SIGCHLD"):  # not on Windows; PyTorch's handler would report the workers
         signal.signal(signal.SIGCHLD, lambda *_: None)
-    threading.excepthook = lambda *_: None  # so would its thread that copies to pinned memory
+    threading.excepthook = lambda *_: None  # so would its thread for pinned memory
     for child in multiprocessing.active_children():
         child.kill()
         child.join()
