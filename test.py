@@ -88,7 +88,7 @@ def get_args_parser():
     cli.add_data_arguments(add)
     add("--output", default=config.SUBMISSION, metavar="FILE",
         help="the submission, with probabilities.csv beside it (default: %(default)s)")
-    add("--answers", metavar="FILE",
+    add("--answers", type=cli.file_name, metavar="FILE",
         help="CSV with ImageID and the true ans, to print the score (default: no score)")
     add_crop_batch_size(add)
     cli.add_prediction_arguments(add)

@@ -271,7 +271,7 @@ def get_args_parser():
     add("--age-border", type=cli.positive_int, default=config.AGE_BORDER,
         help="ages from this one count as 60+ in training labels or, with --loss "
         "age_distribution, in predictions (default: %(default)s)")
-    add("--label-fixes", metavar="FILE",
+    add("--label-fixes", type=cli.file_name, metavar="FILE",
         help="CSV that corrects labels, data/label_fixes.csv for the competition's (default: none)")
     add("--augment", choices=AUGMENTATIONS,
         help="light: what a camera changes; wide: for photos from other sources as well; mask, "
@@ -284,7 +284,7 @@ def get_args_parser():
         help=f"{MODELS_HELP} (default: {config.MODEL})")
     add("--resize", type=cli.input_size, default=config.RESIZE,
         help="side of the network's input in pixels, 64 to 4096 (default: %(default)s)")
-    add("--weights", metavar="FILE",
+    add("--weights", type=cli.file_name, metavar="FILE",
         help="state dict or checkpoint to start from; a best.pth must be of other people or of the "
         "same fold and --fold-seed, else it has seen the val people (default: ImageNet weights)")
     add("--no-pretrained", action="store_true", help="start from random weights (default: no)")

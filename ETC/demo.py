@@ -245,7 +245,7 @@ def get_args_parser():
     add("--host", default="127.0.0.1",
         help="address to listen at; 0.0.0.0: open to everybody in the network, unencrypted and "
              "without a camera, which browsers allow on localhost only (default: %(default)s)")
-    add("--port", type=cli.number(int, lambda port: 1 <= port < 2**16, "a port from 1 to 65535"),
+    add("--port", type=cli.checked(int, lambda port: 1 <= port < 2**16, "a port from 1 to 65535"),
         default=7860, help="port (default: %(default)s)")
     cli.add_prediction_arguments(add)
     cli.add_device_argument(add)

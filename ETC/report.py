@@ -264,8 +264,8 @@ def thumbnails(folder, photos):
             return list(pool.map(lambda path: path and thumbnail(path), paths))
     except InputError as error:
         raise InputError(
-            f"{error}; name the crops' folder with --data-dir or --crop-dir, or crop again with "
-            "python -m data.crop"
+            f"{error}; name the crops' folder with --data-dir or --crop-dir, or delete this crop "
+            "and run python -m data.crop"
         ) from error
 
 
@@ -301,7 +301,7 @@ def get_args_parser():
     add = parser.add_argument
     add("paths", nargs="+", metavar="RUN",
         help="folders of runs of train.py or, with --answers, a submission.csv of test.py")
-    add("--answers", metavar="FILE",
+    add("--answers", type=cli.file_name, metavar="FILE",
         help="CSV with ImageID and the true ans of the submission (default: report runs)")
     add("--data-dir",
         help="folder that holds train/ and eval/ (default: the run's, or as for test.py)")

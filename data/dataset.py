@@ -33,7 +33,8 @@ class CropFiles:
         try:
             return load_image(self.paths[i])
         except InputError as error:
-            raise InputError(f"{error}; delete this crop to have it made anew") from error
+            way_out = "delete this crop, or the whole folder, to have it made anew"
+            raise InputError(f"{error}; {way_out}") from error
 
 
 @lru_cache(maxsize=2)
@@ -43,6 +44,8 @@ def map_file(path):
         return np.load(path, mmap_mode="r")
     except OSError as error:  # removed by a command with other crops, or not mapped to memory here
         raise InputError(f"{path}: can't be mapped ({error}); try --no-cache") from error
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: damaged; delete it to have it made anew") from error
 
 
 class ResizedCrops:

@@ -218,9 +218,15 @@ def load_weights(network, name, path):
     classifier layer of another shape.
     """
     state = read_tensors(path)
-    if isinstance(state, dict):
-        state = state.get("network", state)
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+    if isinstance(state, dict) and "network" in state:
+        target, fold, model = (state.get(key) for key in ("target", "fold", "model"))
+        if model != name:
+            raise InputError(f"{path}: of {model}; use --model {model}")
+        print(f"start from {path}: the {target} head of fold {fold}")
+        state = state["network"]
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and torch.is_tensor(value) for key, value in state.items()
+    ):
         raise InputError(f"{path}: neither a state dict nor a checkpoint, which --weights takes")
     own = network.state_dict()
     classifier, _ = find_classifier(network)

@@ -106,6 +106,15 @@ def test_cached_crops_are_the_crops_in_spawned_workers_too(sample_dir, spawned):
     assert_same(epochs(cached, 1), expected)
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 4000, "half"])
+def test_a_damaged_file_of_resized_crops_is_named(tmp_path, content):
+    path = tmp_path / "resized_32.npy"
+    np.save(path, np.ones((4, 32, 32, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:6000] if content == "half" else content)
+    with pytest.raises(InputError, match=r"resized_32\.npy: damaged; delete it"):
+        ResizedCrops(path, np.arange(4))
+
+
 def test_each_process_has_its_share_of_the_batches(crops, monkeypatch):
     dataset = FaceDataset(crops, np.arange(12), [(32, "none")])
     seen = []

@@ -86,6 +86,7 @@ def test_batch_norms_without_weights_are_not_frozen(monkeypatch):
         (["--target", "mask", "--focal-gamma", 1], ["--focal-gamma", "--loss focal"]),
         (["--target", "mask", "--loss", "age_distribution"], ["age_distribution", "--target age"]),
         (["--weights", "nowhere.pth"], ["nowhere.pth"]),
+        (["--weights", ""], ["--weights", "not a file name"]),
         (["--device", "cuda:99"], ["--device cuda:99"]),
         (["--num-workers", 3000], ["--num-workers", "3000 is not a whole number from 0 to 256"]),
         (["--data-dir", "nowhere"], ["nowhere", "--data-dir", "MAG_DATA_DIR"]),

@@ -126,7 +126,7 @@ def end_with_parent():
     os._exit(1)
 
 
-def number(convert, accepts, meaning):
+def checked(convert, accepts, meaning):
     """An argparse type: convert(text), refused with its meaning unless accepts(value)."""
 
     def parse(text):
@@ -138,14 +138,15 @@ def number(convert, accepts, meaning):
     return parse
 
 
-positive_int = number(int, lambda n: 1 <= n < 2**31, "a whole number from 1 to 2^31 - 1")
-natural_int = number(int, lambda n: 0 <= n < 2**31, "a whole number from 0 to 2^31 - 1")
-worker_count = number(int, lambda n: 0 <= n <= 256, "a whole number from 0 to 256")
-seed_int = number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
-input_size = number(int, lambda n: 64 <= n <= 4096, "a whole number from 64 to 4096")
-positive_float = number(float, lambda x: 0 < x < float("inf"), "a finite number above 0")
-natural_float = number(float, lambda x: 0 <= x < float("inf"), "a finite number of at least 0")
-fraction = number(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
+file_name = checked(str, bool, "a file name")
+positive_int = checked(int, lambda n: 1 <= n < 2**31, "a whole number from 1 to 2^31 - 1")
+natural_int = checked(int, lambda n: 0 <= n < 2**31, "a whole number from 0 to 2^31 - 1")
+worker_count = checked(int, lambda n: 0 <= n <= 256, "a whole number from 0 to 256")
+seed_int = checked(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 2^32 - 1")
+input_size = checked(int, lambda n: 64 <= n <= 4096, "a whole number from 64 to 4096")
+positive_float = checked(float, lambda x: 0 < x < float("inf"), "a finite number above 0")
+natural_float = checked(float, lambda x: 0 <= x < float("inf"), "a finite number of at least 0")
+fraction = checked(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
 
 
 # Each adds arguments with add, the add_argument method of a parser or a group.
