@@ -15,6 +15,8 @@ REQUIREMENTS := requirements.txt requirements-onnx.txt requirements-look.txt req
 # Two processes of one thread each: on two cores nearly twice as fast as one of two threads.
 TEST := -m pytest -n 2 --dist worksteal
 export NO_ALBUMENTATIONS_UPDATE := 1
+# The demo's crops stay in its folder: not among the user's own.
+export MAG_CROP_DIR :=
 
 DEMO := demo
 TRAIN := $(BIN)/python train.py --data-dir $(DEMO)/data --output-dir $(DEMO)/runs --overwrite \

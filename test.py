@@ -32,7 +32,6 @@ def main():
     info, files = read_info(args.data_dir)
     answers = read_answers(args.answers, info) if args.answers else None
     inputs = [Path(args.data_dir, "eval", "info.csv"), *filter(None, [args.answers])]
-    inputs += [checkpoint["path"] for head in checkpoints.values() for checkpoint in head]
     [table_path] = check_output(args.output, [".csv"], inputs, ["probabilities.csv"])
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
 

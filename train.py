@@ -293,7 +293,8 @@ def get_args_parser():
     add("--epochs", type=cli.positive_int, help=f"epochs (default: {by_head('epochs')})")
     add("--lr", type=cli.positive_float, help=f"Adam's learning rate (default: {by_head('lr')})")
     add("--schedule", choices=("constant", "cosine"),
-        help=f"cosine: rises for a tenth of all steps, then falls (default: {config.SCHEDULE})")
+        help=f"cosine: rises for the first {config.WARMUP:.0%}% of all steps, then falls (default: "
+        f"{config.SCHEDULE})")
     add("--tta", choices=("none", "flip"),
         help=f"flip: val and test average a face and its mirror image (default: {config.TTA})")
     add("--freeze-bn", action=argparse.BooleanOptionalAction,

@@ -1,13 +1,14 @@
 """Speed and memory, measured.
 
 python -m ETC.benchmark all      the original, this repository and the machine's limit, compared
-python -m ETC.benchmark scale    does the cost of an image grow with their number?
+python -m ETC.benchmark scale    does the time per image grow with the number of images?
 
 all, or crop, train or test alone, runs each workload in a fresh process after a warm-up. They take
 turns, and the medians are printed. The original is rebuilt from its description: MTCNN on one
 full-size photo at a time; training in fp32 and NCHW with the package's network and scikit-learn's
 F1 of every batch; one pass over the images for each head in prediction. The limit leaves out all
-that can be left out: crop only decodes and encodes, train and test repeat a batch in memory.
+that can be left out: crop only decodes and encodes, train and test run the networks on one batch in
+memory, again and again.
 
 scale crops, trains on and predicts ever larger sets of drawn people by the commands that users run,
 whose start counts.
@@ -489,7 +490,8 @@ def measure_command(*command):
     command = [sys.executable, *map(str, command)]
     start = time.perf_counter()
     root = Path(__file__).parents[1]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=root)
+    environment = {**os.environ, "MAG_CROP_DIR": ""}  # not where the user's own crops are
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=root, env=environment)
     peak = peak_memory(lambda: process.poll() is not None)
     if process.returncode:
         raise InputError(f"{' '.join(command[1:])}: failed, see above")

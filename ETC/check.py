@@ -158,7 +158,8 @@ def print_people(images):
     """Print the people, shots, ages and official classes in rows of list_train_images."""
     people = images.drop_duplicates("path")
     print(f"train: {len(people)} people, {len(images)} photos")
-    print_facts("photos a person", counted(f"with {n}" for n in images.groupby("path").size()))
+    sizes = images.groupby("path").size()
+    print_facts("people", counted(f"with {n} photos each" for n in sizes))
     print_facts("photos by shot", [", ".join(counted(images["shot"]))])
     masks = [MASKS[label] for label in head_labels(images, "mask")]
     print_facts("photos by mask", [", ".join(counted(masks))])
@@ -178,9 +179,9 @@ def print_people(images):
     print_facts("photos (class)", lines)
 
 
-def print_photos(photos, folder, data_dir):
-    """Print the sizes of photos, rows of inspect_all, and how many are cropped. folder: of their
-    crops.
+def print_photos(photos, source, folder):
+    """Print the sizes of photos, rows of inspect_all, and how many are cropped. source: their
+    folder; folder: of their crops.
 
     Raises InputError when the record of the crops is damaged.
     """
@@ -188,9 +189,8 @@ def print_photos(photos, folder, data_dir):
     more = [f"and {len(sizes) - SHOWN} other sizes"] if len(sizes) > SHOWN else []
     print_facts("photos by size", sizes[:SHOWN] + more)
     settings, _ = read_record(folder)
-    files = zip(photos["file"], photos["name"])
-    fingerprints = {file: fingerprint(data_dir / name) for file, name in files}
-    done = finished_crops(folder, settings, fingerprints)
+    fingerprints = {file: fingerprint(source / file) for file in photos["file"]}
+    done = finished_crops(source, folder, settings, fingerprints)
     methods = [done[file]["method"] if file in done else None for file in fingerprints]
     lines = counted(METHODS.get(method, "not cropped, or changed since") for method in methods)
     if settings and settings != {**settings, **config.CROP}:
@@ -245,7 +245,8 @@ def main():
             print_people(part)
         else:
             print(f"eval: {len(part)} images in info.csv")
-        print_photos(own, crop_folder(data_dir, args.crop_dir, split), data_dir)
+        source, folder = data_dir / split / "images", crop_folder(data_dir, args.crop_dir, split)
+        print_photos(own, source, folder)
         if args.skip_bad and own["why"].notna().all():
             problems.append(f"{data_dir / split}: not one readable photo")
     for split in asked:

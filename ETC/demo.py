@@ -14,6 +14,7 @@ if __spec__ is None:  # started as a file, not by python -m
 
 import base64
 import contextlib
+import html
 import importlib.util
 import os
 import secrets
@@ -30,14 +31,11 @@ from PIL import Image, ImageColor
 from config import config
 from data.augment import resize
 from data.crop import BOX, SECOND_LOOK
-from data.images import DAMAGE, load_smaller
-from ETC.predict import COLUMNS, classify
+from data.images import load_smaller
+from ETC.predict import COLUMNS, load_heads
 from ETC.sheet import COLORS
-from models.inference import build_members, pick_backend
 from utils import cli
-from utils.checkpoint import find_checkpoints
 from utils.cli import InputError
-from utils.device import pick_device, pick_precision, use_deterministic_kernels
 
 SHOWN_SIDE = 720  # px: the longer side of a photo on the page
 MAX_PHOTOS = 50  # at once
@@ -49,17 +47,9 @@ ABOUT = (
     "# Mask, gender and age of faces\n"
     "Gender and age are guesses from how a face looks, learned from labels that people gave to "
     "other photos; nobody's true gender or age can be seen in a photo. Photos stay on the machine "
-    "that serves this page, and are deleted once they are answered."
+    "that serves this page, and are deleted once they are answered. New photos replace the answers "
+    "to earlier ones."
 )
-
-
-def too_large(path):
-    """Whether the image at path has more than MAX_PIXELS; False if that can't be read."""
-    try:
-        with Image.open(path) as image:
-            return image.width * image.height > MAX_PIXELS
-    except DAMAGE:
-        return False
 
 
 def draw_boxes(path, faces):
@@ -105,11 +95,9 @@ def answer(paths, classify_photos, side):
 
     classify_photos: classify of a list of photos and a folder; side: of the networks' input, in px.
     """
-    large = [path for path in paths if too_large(path)]
-    problems = [f"{path.name}: more than {MAX_PIXELS // 10**6} megapixels" for path in large]
+    problems, wanted = [], paths[:MAX_PHOTOS]
     if len(paths) > MAX_PHOTOS:
         problems.append(f"{len(paths)} photos: the first {MAX_PHOTOS} are answered")
-    wanted = [path for path in paths if path not in large][:MAX_PHOTOS]
     with tempfile.TemporaryDirectory() as folder:
         table, damaged = classify_photos(wanted, Path(folder))
         groups = table.groupby("photo", sort=False)
@@ -131,7 +119,10 @@ def sweep(uploads, taken):
     """
     while True:
         time.sleep(UPLOAD_SECONDS / 4)
-        for path in [*uploads.glob("*"), *taken.glob("*")]:
+        found = []
+        with contextlib.suppress(OSError):  # too many open files: the next time
+            found = [*uploads.glob("*"), *taken.glob("*")]
+        for path in found:
             with contextlib.suppress(OSError):  # it is gone, or made again
                 status, is_folder = path.stat(), path.is_dir()
                 arrived = path.parent == uploads and (is_folder or not status.st_size)
@@ -147,8 +138,9 @@ def build_page(answer_photos, taken):
     import gradio
 
     def take(uploads):
-        """The name of a folder in taken with copies of the uploads, and None: they vanish from the
-        page. Copies, as the same photo of two visitors is one file, which sweep removes soon.
+        """The name of a folder in taken with copies of the uploads; None and "": the uploads and
+        earlier answers vanish from the page. Copies, as the same photo of two visitors is one file,
+        which sweep removes soon.
         """
         uploads = uploads if isinstance(uploads, list) else [uploads] if uploads else []
         folder = taken / secrets.token_hex(16)  # whoever knows it gets the answer
@@ -157,14 +149,17 @@ def build_page(answer_photos, taken):
             path = folder / f"{number:03}" / upload.name
             path.parent.mkdir()
             shutil.copyfile(upload, path)
-        return folder.name, None
+        return folder.name, None, ""
 
     def respond(name):
         if name not in os.listdir(taken):  # sent by a browser, as any text may be
             return "These photos waited too long and are deleted. Please drop them again."
         try:
+            os.utime(taken / name)  # sweep leaves it alone from now on
             paths = sorted((taken / name).glob("*/*"))
             return answer_photos(paths) if paths else ""
+        except (InputError, OSError) as error:  # a full disk
+            return html.escape(f"Not answered ({error}). Please drop the photos again.")
         finally:
             shutil.rmtree(taken / name, ignore_errors=True)
 
@@ -178,7 +173,7 @@ def build_page(answer_photos, taken):
         options = {"api_visibility": "private", "trigger_mode": "multiple"}
         for source, event in ((files, files.upload), (camera, camera.input)):
             # Each upload at once, but one answer at a time.
-            event(take, source, [folder, source], queue=False, **options).then(
+            event(take, source, [folder, source, answers], queue=False, **options).then(
                 respond, folder, answers, concurrency_limit=1, concurrency_id="answer", **options
             )
     return page
@@ -210,20 +205,11 @@ def main():
     args = get_args_parser().parse_args()
     if importlib.util.find_spec("gradio") is None:
         raise InputError("gradio: not installed; python -m pip install -r requirements-look.txt")
-    device = pick_device(args.device)
-    precision = pick_precision(args.precision, device)
-    if args.deterministic:
-        use_deterministic_kernels()
-    backend = pick_backend(args.backend, device, precision)
-    checkpoints = find_checkpoints(args.runs)
-    members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
     # For a photo at a time, worker processes would take longer to start than to work.
     args.num_workers, args.crop_batch_size, args.all_faces = 0, None, True
-    settings = checkpoints["mask"][0]["crop"]  # those of all heads
-    classify_photos = partial(classify, args, settings=settings, members=members, views=views,
-                              device=device, precision=precision)  # fmt: skip
-    side = max(side for side, _ in views)
+    classify_photos, side, _ = load_heads(args)
     answer_photos = partial(answer, classify_photos=classify_photos, side=side)
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, and more
     with tempfile.TemporaryDirectory() as folder:
         uploads, taken = Path(folder, "uploads"), Path(folder, "taken")
         uploads.mkdir()

@@ -161,8 +161,7 @@ def main():
             "python -m pip install -r requirements-onnx.txt"
         )
     checkpoints = find_checkpoints(args.runs)
-    inputs = [checkpoint["path"] for head in checkpoints.values() for checkpoint in head]
-    check_output(args.output, [".onnx"], inputs)
+    check_output(args.output, [".onnx"], [])
     model = build_model(checkpoints, args.tta)
     with atomic_write(args.output) as file:
         file.write(model)

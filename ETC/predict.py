@@ -1,9 +1,10 @@
 """Classify any photos: `python -m ETC.predict holiday/ party.jpg`
 
 predictions.csv has a row a face: file; face, 1 for the largest of its photo; method, box and prob
-as in crops.csv; the answers of the three heads; ans, the official class; and the probability of
-each class of each head. predictions_sheet.png beside it shows the photos with boxes and answers.
-Videos are not read: cut them into pictures first.
+as in crops.csv; the answers of the three heads; ans, the official class; the probability of each
+class of each head; and networks, a hash of the networks and arguments that decide the answers.
+predictions_sheet.png beside it shows the photos with boxes and answers. Videos are not read: cut
+them into pictures first.
 """
 
 import sys
@@ -15,6 +16,7 @@ if __spec__ is None:  # started as a file, not by python -m
 
 import argparse
 import csv
+import hashlib
 import os
 import re
 import tempfile
@@ -42,20 +44,20 @@ from utils.files import atomic_write, check_output, write_csv
 
 CHUNK = 512  # photos in work at once: what a killed command did in vain, at most
 ANSWERS = [f"{target}_{name}" for target, names in config.CLASSES.items() for name in names]
-COLUMNS = ["file", "face", "method", *BOX, "prob", *config.CLASSES, "ans", *ANSWERS]
+COLUMNS = ["file", "face", "method", *BOX, "prob", *config.CLASSES, "ans", *ANSWERS, "networks"]
+SHEET = "_sheet.png"  # how a sheet's name goes on behind its table's
 
 
-def find_photos(paths, left_out, ignored=None):
+def find_photos(paths, left_out):
     """Yield the photos at paths, each once: files as named, and in or below folders, linked ones
-    too, in order of their names, every file with a photo's suffix except hidden ones and the path
-    ignored. Other files are added to the list left_out.
+    too, in order of their names, every file with a photo's suffix except hidden ones and contact
+    sheets beside their tables. Other files are added to the list left_out.
 
     Raises InputError, before the first photo, for a path that doesn't exist and without photos.
     """
     for name in paths:
         if not name or not (os.path.isfile(name) or os.path.isdir(name)):
-            raise InputError(f"{name or 'an empty path'}: no such file or folder")
-    ignored = ignored and os.path.realpath(ignored)
+            raise InputError(f"{name or 'an empty path'}: no file or folder")
     folders, seen = set(), set()
     for path in map(Path, paths):
         is_folder = path.is_dir()
@@ -65,10 +67,12 @@ def find_photos(paths, left_out, ignored=None):
                 found, others = pick_photos([file])
             left_out += others
             for photo in found:
-                real = os.path.realpath(photo)
+                table = photo.with_name(f"{photo.name.removesuffix(SHEET)}.csv")
+                is_sheet = is_folder and photo.name.endswith(SHEET) and table.exists()
                 # Not the path itself, which takes ten times the memory; no two collide in millions.
-                if hash(real) not in seen and (real != ignored or not is_folder):
-                    seen.add(hash(real))
+                real = hash(os.path.realpath(photo))
+                if real not in seen and not is_sheet:
+                    seen.add(real)
                     yield photo
     if not seen:
         print_left_out(left_out)
@@ -97,12 +101,34 @@ def crop_faces(args, photos, folder, settings, device, all_faces=False):
     return pd.DataFrame([row for row in rows if row["method"] != "bad"]), damaged
 
 
-def classify(args, photos, folder, settings, members, views, device, precision):
+def load_heads(args):
+    """classify with the heads of args.runs, as a function of photos and folder; the largest side of
+    what they see, in pixels; and the table's column networks.
+
+    args: from a parser with add_prediction_arguments, with what classify needs.
+    """
+    device = pick_device(args.device)
+    precision = pick_precision(args.precision, device)
+    if args.deterministic:
+        use_deterministic_kernels()
+    backend = pick_backend(args.backend, device, precision)
+    checkpoints = find_checkpoints(args.runs)
+    members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
+    digests = [checkpoint["digest"] for head in checkpoints.values() for checkpoint in head]
+    decisive = repr([*digests, args.tta, args.age_views, args.all_faces])
+    networks = f"sha256:{hashlib.sha256(decisive.encode()).hexdigest()[:12]}"
+    settings = checkpoints["mask"][0]["crop"]  # those of all heads
+    classify_photos = partial(classify, args, settings=settings, members=members, views=views,
+                              networks=networks, device=device, precision=precision)  # fmt: skip
+    return classify_photos, max(side for side, _ in views), networks
+
+
+def classify(args, photos, folder, settings, members, views, networks, device, precision):
     """The table predictions.csv of a list of photos, with the columns photo and crop: their paths
     and those of the faces, which are written to folder. And a line for each photo that is damaged.
 
     args: as for crop_faces, with all_faces and batch_size; settings: as for it too;
-    members, views: from build_members.
+    members, views: from build_members; networks: for that column.
     """
     columns = [*COLUMNS, "photo", "crop"]
     faces, damaged = crop_faces(args, photos, folder, settings, device, args.all_faces)
@@ -116,7 +142,8 @@ def classify(args, photos, folder, settings, members, views, device, precision):
     for target, names in config.CLASSES.items():
         faces[target] = np.array(names)[labels[target]]
         faces[[f"{target}_{name}" for name in names]] = probs[target].round(6)
-    return faces.assign(ans=merge_labels(*labels.values()))[columns], damaged
+    faces = faces.assign(ans=merge_labels(*labels.values()), networks=networks)
+    return faces[columns], damaged
 
 
 def append_rows(path, table):
@@ -147,21 +174,28 @@ class Tally:
                 self.shown.append(photo)
 
 
-def rows_by_photo(rows):
-    """Yield a list of each photo's rows, but for the last photo, which may lack some."""
+def rows_by_photo(path, rows):
+    """Yield a list of each photo's rows, but for the last photo, which may lack some. rows: of the
+    table at path. Raises InputError for a damaged one.
+    """
     faces = []
     for row in rows:
+        if len(row) != len(COLUMNS):
+            if next(rows, None) is not None:  # only the last one may be cut off
+                raise InputError(f"{path}: damaged after {faces[0][0] if faces else 'its header'}; "
+                                 "start over without --resume")  # fmt: skip
+            return
         if row[1] == "1" and faces:
             yield faces
             faces = []
         faces.append(row)
 
 
-def keep_finished(path, photos, tally):
+def keep_finished(path, photos, networks, tally):
     """Keep what a killed command wrote to path, except for its last photo, and add it to tally.
 
-    photos: an iterator, which goes on behind the photos that are kept. Raises InputError for
-    another table, and when the photos have changed.
+    photos: an iterator, which goes on behind the photos that are kept; networks: that column.
+    Raises InputError for another table, other networks, and when the photos have changed.
     """
     with (
         atomic_write(path, "w") as new,
@@ -171,12 +205,15 @@ def keep_finished(path, photos, tally):
         header, first = next(table, COLUMNS), next(table, None)
         torn = first is None and ",".join(COLUMNS).startswith(",".join(header))
         if header != COLUMNS and not torn:
-            raise InputError(f"{path}: no table of ETC.predict; choose another --output")
+            raise InputError(f"{path}: no table of this version of ETC.predict; start over without "
+                             "--resume, or choose another --output")  # fmt: skip
         kept.writerow(COLUMNS)
-        # The last row may be cut off. Photos go on beside the rows, past those that can't be read.
-        rows = (row for row in chain([first or []], table) if len(row) == len(COLUMNS))
-        for faces in rows_by_photo(rows):
-            file, same = faces[0][0], False
+        # Photos go on beside the rows, past those that can't be read.
+        for faces in rows_by_photo(path, chain([first or []], table)):
+            file, photo, same = faces[0][0], None, False
+            if faces[0][-1] != networks:
+                raise InputError(f"{path}: of other networks or arguments; repeat those, start "
+                                 "over without --resume, or choose another --output")  # fmt: skip
             for photo in photos:
                 tally.photos += 1
                 same = printable(str(photo)) == file
@@ -187,9 +224,10 @@ def keep_finished(path, photos, tally):
                     break
                 print(f"{printable(str(photo))}: {why}", file=sys.stderr)  # it has no rows
             if not same:
+                found = printable(str(photo)) if photo else "none"
                 raise InputError(
-                    f"{path}: {file} is not the next photo here: the photos or their order have "
-                    "changed; start over without --resume"
+                    f"{path}: the next row is of {file}, but the next photo is {found}: photos "
+                    "came, went, moved, or were unreadable before; start over without --resume"
                 )
             kept.writerows(faces)
             tally.add((photo, int(row[1]), row[2]) for row in faces)
@@ -202,16 +240,16 @@ def end_with_bad(args, photos, good):
         sys.exit(1)
 
 
-def classify_all(args, photos, output, classify_chunk):
+def classify_all(args, photos, output, classify_chunk, networks):
     """Write the table of photos, an iterator, to output, a chunk at a time. Returns a Tally.
 
-    classify_chunk: classify of a list of photos and a folder. Names damaged photos on stderr.
-    Raises InputError when none can be read.
+    classify_chunk, networks: from load_heads. Names damaged photos on stderr. Raises InputError
+    when none can be read, unless they are a share of others.
     """
     tally, damaged = Tally(), []
     started = args.resume and output.exists()
     if started:
-        keep_finished(output, photos, tally)
+        keep_finished(output, photos, networks, tally)
         print(f"{output}: goes on after {tally.photos} photos")
     with tqdm(desc="photos", initial=tally.photos, unit="photo", disable=progress_off()) as bar:
         while chunk := list(islice(photos, CHUNK)):
@@ -229,62 +267,50 @@ def classify_all(args, photos, output, classify_chunk):
             if tally.good and damaged:
                 tqdm.write("\n".join(damaged), file=sys.stderr)
                 damaged = []
-    raise_problems("no readable photos", damaged)
-    if not started:  # there were no photos
+    if args.shard:
+        print("".join(f"{line}\n" for line in damaged), end="", file=sys.stderr)
+    else:
+        raise_problems("no readable photos", damaged)
+    if not started:  # a share without photos, or without readable ones
         write_csv(output, pd.DataFrame(columns=COLUMNS))
     return tally
 
 
 def main():
     args = get_args_parser().parse_args()
-    device = pick_device(args.device)
-    precision = pick_precision(args.precision, device)
-    if args.deterministic:
-        use_deterministic_kernels()
-    backend = pick_backend(args.backend, device, precision)
-    checkpoints = find_checkpoints(args.runs)
     output = Path(args.output)
-    sheet = output.parent / f"{output.stem}_sheet.png"
-    inputs = [checkpoint["path"] for head in checkpoints.values() for checkpoint in head]
-    inputs += filter(os.path.isfile, args.photos)
-    ignored = sheet if output.exists() else None  # beside a table, this is an earlier sheet
+    sheet = output.parent / f"{output.stem}{SHEET}"
     left_out = []
-    photos = find_photos(args.photos, left_out, ignored)
+    photos = find_photos(args.photos, left_out)
     photos = chain([next(photos)], photos)  # without photos, stop before anything is loaded
-    if sheet.exists() and not ignored:
+    if sheet.exists() and not output.exists():
         raise InputError(f"--output {output}: would overwrite {sheet}, which may be a photo, as no "
                          "table is beside it; move it, or choose another --output")  # fmt: skip
-    check_output(output, [".csv"], inputs, [sheet.name])
-    members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
+    check_output(output, [".csv"], filter(os.path.isfile, args.photos), [sheet.name])
+    classify_chunk, _, networks = load_heads(args)
     if args.shard:
-        real = output.resolve()
-        if any(real.is_relative_to(os.path.realpath(path)) for path in args.photos):
-            raise InputError(f"--output {output}: inside a searched folder, where its sheet would "
-                             "count as a photo of other shares; choose another")  # fmt: skip
         number, shards = args.shard
         total = sum(1 for _ in photos)
-        photos = find_photos(args.photos, [], ignored)
+        photos = find_photos(args.photos, [])
         photos = islice(photos, total * (number - 1) // shards, total * number // shards)
-
-    settings = checkpoints["mask"][0]["crop"]  # those of all heads
-    classify_chunk = partial(classify, args, settings=settings, members=members, views=views,
-                             device=device, precision=precision)  # fmt: skip
-    tally = classify_all(args, photos, output, classify_chunk)
+    tally = classify_all(args, photos, output, classify_chunk, networks)
+    sheet.unlink(missing_ok=True)  # an earlier one
     outputs = [output]
     if tally.shown:
         shown = pd.read_csv(output, nrows=len(tally.shown), dtype={"file": str}, na_filter=False)
-        with atomic_write(sheet) as file:
-            draw_sheet(shown.assign(photo=tally.shown)).save(file, "PNG")
-        outputs.append(sheet)
-    else:  # a share without photos
-        sheet.unlink(missing_ok=True)
+        try:
+            with atomic_write(sheet) as file:
+                draw_sheet(shown.assign(photo=tally.shown)).save(file, "PNG")
+            outputs.append(sheet)
+        except InputError as error:  # a photo vanished meanwhile; the table is whole
+            print(f"no sheet: {error}", file=sys.stderr)
     missed, again = tally.methods["center"], tally.methods[SECOND_LOOK]
     print(
         f"{tally.good} photos, {tally.methods.total() - missed} faces ({again} found by the second "
-        f"look), {missed} photos without a face (cropped centrally) -> "
+        f"look), {missed} without a face, classified by their centre -> "
         f"{', '.join(map(str, outputs))}"
     )
-    if tally.good > MAX_PHOTOS:
+    if sheet in outputs and tally.good > MAX_PHOTOS:
         print(f"{sheet} shows the first {MAX_PHOTOS} photos")
     print_left_out(left_out)
     end_with_bad(args, tally.photos, tally.good)
@@ -304,8 +330,8 @@ def add_photo_arguments(add):
     add("photos", nargs="+", metavar="PATH",
         help="photos, and folders that are searched for photos")
     add("--skip-bad", action="store_true",
-        help="exit with status 0 even if some photos can't be read (default: 1); they are left out "
-             "either way")
+        help="exit with status 0 even if some photos can't be read (default: 1; if none can, 2); "
+             "they are left out either way")
     add_crop_batch_size(add)
     cli.add_machine_arguments(add)
 

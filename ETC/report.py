@@ -52,6 +52,7 @@ def readable(path, way_out):
         yield
     except (OSError, ValueError, LookupError, TypeError) as error:
         why = getattr(error, "strerror", None) or error
+        why = f"no {error.args[0]}" if isinstance(error, KeyError) else why
         raise InputError(f"{path}: can't be read ({why}); {way_out}") from error
 
 
@@ -94,9 +95,17 @@ def read_run(folder):
     log = read_table(path.with_name("log.csv"), dict.fromkeys(numbers, float), way_out)
     types = {**dict.fromkeys(("file", "person", "shot", "method"), str), "age": int}
     types |= dict.fromkeys([*(f"p_{name}" for name in classes), "loss"], float)
-    labels = dict.fromkeys(("label", "predicted"), classes.index)
+
+    def class_label(name):
+        if name not in classes:
+            raise ValueError(f"{name!r} is none of {', '.join(classes)}")
+        return classes.index(name)
+
+    labels = dict.fromkeys(("label", "predicted"), class_label)
     path, optional = path.with_name("val_predictions.csv"), ("gender", "race")
     table = read_table(path, types, way_out, optional, **labels)
+    if table[["file", "person", "shot", "method"]].isna().any(axis=None):
+        raise InputError(f"{path}: a file, person, shot or method is missing; {way_out}")
     probs = table[[f"p_{name}" for name in classes]].to_numpy()
     if not ((probs >= 0) & (probs <= 1)).all():
         raise InputError(f"{path}: a probability is missing or not within 0 and 1; {way_out}")

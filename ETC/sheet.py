@@ -6,6 +6,7 @@ from functools import lru_cache
 from PIL import Image, ImageDraw, ImageFont
 
 from config.config import CLASSES
+from data.crop import SECOND_LOOK
 from data.images import load_smaller
 from utils.plots import BLUE, GREEN, ORANGE
 
@@ -41,12 +42,14 @@ def draw_photo(faces):
         x0, x1 = (corner[0] + zoom * face[name] for name in ("x0", "x1"))
         y0, y1 = (corner[1] + zoom * face[name] for name in ("y0", "y1"))
         color, number = COLORS[face["mask"]], f"{face['face']} " if len(faces) > 1 else ""
+        mark = {"center": "no face", SECOND_LOOK: "second look"}.get(face["method"], "")
         draw.rectangle((x0, y0, x1, y1), outline="white", width=4)
         draw.rectangle((x0, y0, x1, y1), outline=color, width=2)
-        draw.text((x0 + 4, y0 + 2), number, "white", load_font(), stroke_width=2, stroke_fill=color)
+        text = number + mark
+        draw.text((x0 + 4, y0 + 2), text, "white", load_font(), stroke_width=2, stroke_fill=color)
         answers = [(face[target], face[f"{target}_{face[target]}"]) for target in CLASSES]
         text = ", ".join(f"{name} {prob:.0%}" for name, prob in answers)
-        lines.append((number + ("no face: " if face["method"] == "center" else "") + text, color))
+        lines.append((number + text, color))
     if len(lines) > MAX_LINES:
         lines[MAX_LINES - 1 :] = [(f"and {len(lines) - MAX_LINES + 1} more", "black")]
     return with_lines(tile, [(faces[0]["file"], "black"), *lines])

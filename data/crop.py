@@ -96,7 +96,7 @@ class Photo(NamedTuple):
     crop: Path  # where its crop goes
     image: np.ndarray | None  # uint8 RGB (H, W, 3), of a large JPEG half the photo's size
     size: tuple | None  # the photo's (width, height)
-    damage: str | None  # without an image and its size, why; else what is damaged beside the pixels
+    damage: str | None  # why it can't be read or, if it could be, what else is damaged
 
 
 def smallest_face(settings, size):
@@ -114,8 +114,9 @@ def crop_settings(args, files, device):
     and then read from crops.json. files: relative to train/images.
     """
     settings = {name: getattr(args, name) for name in config.CROP}
-    stored, _ = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
-    if "face_width" not in stored or not settings.items() <= stored.items():
+    stored, rows = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
+    known = settings.items() <= stored.items() and not rows.keys().isdisjoint(files)
+    if not known or "face_width" not in stored:  # not of other photos with the same --crop-dir
         detector, widths = detector_of_process(device), []
         for file in random.Random(0).sample(files, min(len(files), MEASURED)):
             path = Path(args.data_dir) / "train" / "images" / file
@@ -271,17 +272,22 @@ def fingerprint(path):
     return (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
-def finished_crops(folder, settings, fingerprints):
+def finished_crops(source, folder, settings, fingerprints):
     """The manifest, {file: row}, of the files that need no new crop.
 
-    fingerprints: {file: fingerprint}.
+    source: the folder of the photos; fingerprints: {file: fingerprint}.
     """
     done, (stored, rows) = {}, read_record(folder) if is_first() else ({}, {})
     for file in filter(rows.get, fingerprints) if stored == settings else ():
         row = rows[file]
-        same = (row["source_size"], row["source_mtime_ns"]) == fingerprints[file]
-        # A bad one may have been the disk's fault.
-        if same and row["method"] != "bad" and fingerprint(folder / file)[0]:
+        if (row["source_size"], row["source_mtime_ns"]) != fingerprints[file]:
+            continue
+        if row["method"] == "bad":  # it may have been the disk's fault
+            image, *_, row["why"] = read_image(source / file)
+            finished = image is None
+        else:
+            finished = fingerprint(folder / file)[0] > 0
+        if finished:
             done[file] = row
     return gather(done)[0]
 
@@ -314,13 +320,13 @@ def crop_split(args, split, files, shots, settings, device):
     source = Path(args.data_dir) / split / "images"
     folder = crop_folder(args.data_dir, args.crop_dir, split)
     fingerprints = {file: fingerprint(source / file) for file in files}
-    done = finished_crops(folder, settings, fingerprints)
+    done = finished_crops(source, folder, settings, fingerprints)
     missing = len(files) - len(done)
     if missing:
         make_folder(folder, "choose another --crop-dir")
         with crop_lock(folder):
             # Another command may have cropped.
-            done = finished_crops(folder, settings, fingerprints)
+            done = finished_crops(source, folder, settings, fingerprints)
             missing = len(files) - len(done)
             crop_missing(args, source, folder, fingerprints, done, settings, device)
     manifest = pd.DataFrame([done[file] for file in files], columns=[*TYPES])

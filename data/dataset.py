@@ -1,4 +1,4 @@
-"""From labelled crops to batches: the door through which training and prediction read data."""
+"""Datasets and loaders of labelled face crops, for training and prediction."""
 
 import contextlib
 import hashlib
@@ -80,7 +80,7 @@ class FaceDataset(Dataset):
 
     def __getitem__(self, i):
         crop, epoch = self.crops[i], self.epoch.item()
-        # From 1: another start would change the pixels of every seed.
+        # From 1, so that a seed gives the same pixels as in published runs.
         images = (
             torch.from_numpy(augment(steps, resize(crop, side), [self.seed, epoch, i, view]))
             for view, (side, steps) in enumerate(self.views, start=1)
@@ -90,10 +90,11 @@ class FaceDataset(Dataset):
 
 def build_loader(dataset, batch_size, num_workers, device, train=False):
     """A DataLoader of this process's share of dataset: if train, of a shuffled epoch; otherwise
-    every world_size()-th batch, for gather_batches. batch_size: of all processes together.
+    every world_size()-th batch, for gather_batches. batch_size: if train, of all processes
+    together, otherwise of each.
     """
     if train:
-        # The sampler adds the epoch: else seed 777's second epoch had the order of 778's first.
+        # Times 1000, as the sampler shuffles by seed + epoch: else neighbouring seeds share orders.
         sampler = DistributedSampler(dataset, world_size(), rank(), seed=1000 * dataset.seed)
         batches = {"sampler": sampler, "batch_size": batch_size // world_size()}
     else:

@@ -79,12 +79,12 @@ def look_again(mtcnn, images, size=None):
     for frame in (0, FRAME):
         missed = [number for number, faces in enumerate(found) if not faces]
         if missed:
-            for number, faces in zip(missed, look_once_more(mtcnn, images[missed], size, frame)):
+            for number, faces in zip(missed, look_in_frame(mtcnn, images[missed], size, frame)):
                 found[number] = faces
     return found
 
 
-def look_once_more(mtcnn, images, size, frame):
+def look_in_frame(mtcnn, images, size, frame):
     """look_again with one frame around each photo, or none, in its mean colour.
 
     frame: its width as a share of the photo's shorter side; size: the photos' (width, height).
@@ -140,7 +140,7 @@ def detect(mtcnn, images, scales, size, same_face=SAME_FACE, thresholds=THRESHOL
     scales = [scale * zoom[0] for scale in scales]
     boxes, index = propose(mtcnn.pnet, table, scales, thresholds[0])
     if len(boxes):
-        offsets, probs = look_closer(mtcnn.rnet, table, boxes, index, 24)
+        offsets, probs = refine(mtcnn.rnet, table, boxes, index, 24)
         kept = (probs > thresholds[1]).nonzero()[:, 0]
         kept = kept[suppress(boxes[kept], probs[kept], index[kept], 0.7)]
         boxes, index, probs = square(moved(boxes[kept], offsets[kept], 1)), index[kept], probs[kept]
@@ -190,7 +190,7 @@ def propose(network, table, scales, threshold):
     return square(moved(boxes[kept], offsets[kept])), index[kept]
 
 
-def look_closer(network, table, boxes, index, side):
+def refine(network, table, boxes, index, side):
     """Run a later network on the pixels in boxes. Returns its offsets (K, 4) and probs (K,)."""
     height, width = table.shape[1] - 1, table.shape[2] - 1
     # As in the package: corners count from 1, and what leaves the photo is cut off.
@@ -207,7 +207,7 @@ def add_faces(network, table, boxes, index, threshold, faces):
     """Add the faces that the last network sees in boxes to its image's list, (box, prob) each."""
     if not len(boxes):
         return
-    offsets, probs = look_closer(network, table, boxes, index, 48)
+    offsets, probs = refine(network, table, boxes, index, 48)
     kept = (probs > threshold).nonzero()[:, 0]
     kept = kept[probs[kept].argsort(descending=True)]
     boxes = moved(boxes[kept], offsets[kept], 1)
@@ -226,8 +226,8 @@ def sum_table(images, device):
         for image, table in zip(images, tables):
             cv2.integral(image, sum=table)
         return torch.from_numpy(tables)
-    table = torch.from_numpy(images).to(device).cumsum(1, dtype=torch.int32).cumsum(2)
-    return F.pad(table.int(), (0, 0, 1, 0, 1, 0))
+    table = torch.from_numpy(images).to(device).cumsum(1, dtype=torch.int32)
+    return F.pad(table.cumsum(2, dtype=torch.int32), (0, 0, 1, 0, 1, 0))
 
 
 def area_resize(table, index, boxes, height, width):

@@ -114,8 +114,6 @@ def decode(file, side=None, most=8):
             image = image.transpose(turn)
         if image.mode.startswith("I"):  # 16 bits, which convert would cut off at 255
             image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-        elif "transparency" in image.info:
-            image = image.convert("RGBA")
         pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
         return pixels, size if shrunk else pixels.shape[1::-1], kind  # old Pillows turn TIFFs
 
@@ -185,7 +183,7 @@ def read_image(path, side=None, most=8):
         try:
             return decode_damaged(path, error)
         except DAMAGE as why:
-            # Not what is wrong with the copy in memory.
+            # Of the file itself, rather than of the repaired copy.
             why = error if isinstance(why, (UnidentifiedImageError, LookupError)) else why
             hint = "; make it smaller" if isinstance(why, Image.DecompressionBombError) else ""
             if Path(path).suffix.lower() in HEIC and not READS_HEIC:

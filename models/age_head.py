@@ -20,7 +20,7 @@ class AgeHead(nn.Linear):
         logits = super().forward(features)
         if self.training:
             return logits
-        groups = logits.log_softmax(dim=1).tensor_split((30, self.border), dim=1)
+        groups = logits.float().log_softmax(dim=1).tensor_split((30, self.border), dim=1)
         return torch.stack([group.logsumexp(dim=1) for group in groups], dim=1)
 
 

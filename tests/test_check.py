@@ -54,7 +54,7 @@ def test_clean_data(sample_dir):
     text = page(sample_dir)
     assert "train: 12 people, 84 photos" in text
     assert "eval: 42 images in info.csv" in text
-    assert below(text, "  photos a person ") == ["12 with 7"]
+    assert below(text, "  people ") == ["12 with 7 photos each"]
     assert below(text, "  photos by mask ") == ["60 worn, 12 incorrect, 12 not worn"]
     assert below(text, "  photos by size ") == ["84 of 384 x 512, JPEG RGB"]
     crops = pd.read_csv(sample_dir / "train/crops.csv")["method"].value_counts()
@@ -89,7 +89,7 @@ def test_class_table_counts_the_official_classes(data_dir):
     text = page(data_dir)
     cells = [re.findall(r"\d+", line[26:]) for line in below(text, "  photos (class) ")[1:]]
     assert {int(k): int(n) for row in cells for n, k in zip(row[::2], row[1::2])} == counts
-    assert below(text, "  photos a person ") == ["11 with 7", "1 with 5"]
+    assert below(text, "  people ") == ["11 with 7 photos each", "1 with 5 photos each"]
 
 
 def test_labels_that_contradict_each_other(data_dir):

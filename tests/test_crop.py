@@ -281,9 +281,35 @@ def test_bad_photos_are_all_named_or_left_out(photos_dir):
     manifest = pd.read_csv(photos_dir / "train/crops.csv")
     bad = manifest["file"][manifest["method"] == "bad"]
     assert [f"train/images/{file}" for file in bad] == names
+    record = photos_dir / "train/crops.csv"
+    written = record.stat().st_mtime_ns
+    again = crop_train(photos_dir, "--skip-bad")
+    assert all(f"left out: {name}: not a readable image" in again for name in names)
+    assert "cropped to" not in again
+    assert record.stat().st_mtime_ns == written
     for photo in photos:
         photo.write_bytes(whole)
     assert "3 photos cropped" in crop_train(photos_dir)
+
+
+def test_face_width_is_not_that_of_other_photos(photos_dir, tmp_path):
+    """Two sets of data may share a --crop-dir, as with MAG_CROP_DIR."""
+    large = tmp_path / "large"
+    for photo in (photos_dir / "train/images").rglob("*.jpg"):
+        path = large / "train/images/one" / photo.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(photo).crop((60, 80, 324, 432)).save(path)
+    (large / "train/train.csv").write_text("id,gender,age,path\n1,male,30,one\n")
+
+    def face_width():
+        return json.loads((tmp_path / "crops/train/crops.json").read_text())["face_width"]
+
+    crop_train(large, "--crop-dir", tmp_path / "crops")
+    width = face_width()
+    crop_train(photos_dir, "--crop-dir", tmp_path / "crops")
+    assert face_width() < 0.8 * width
+    crop_train(large, "--crop-dir", tmp_path / "crops")
+    assert face_width() == width
 
 
 def test_ctrl_c_keeps_the_crops_that_are_made(photos_dir, monkeypatch):

@@ -1,6 +1,7 @@
 """ETC.demo in a browser: answers, two visitors, hostile uploads, and that nothing is kept."""
 
 import base64
+import errno
 import io
 import os
 import re
@@ -21,6 +22,8 @@ from selenium.webdriver.common.by import By
 
 from conftest import FACES, ROOT, assert_refused, run, run_ok
 from ETC import demo
+from ETC.predict import ANSWERS
+from utils.cli import InputError
 
 pytest.importorskip("gradio")
 
@@ -98,7 +101,7 @@ def test_answers_are_those_of_predict(browser, address, pair, runs_dir, tmp_path
         answers = [element.text for element in face.find_elements(By.CSS_SELECTOR, "dt.answer")]
         assert answers == [row["mask"], row["gender"], row["age"]]
         shown = [cell.text for cell in face.find_elements(By.CSS_SELECTOR, ".number")]
-        assert shown == [f"{100 * row[name]:.1f} %" for name in demo.COLUMNS[-8:]]
+        assert shown == [f"{100 * row[name]:.1f} %" for name in ANSWERS]
     # All pictures are there, and came from nowhere else.
     script = "return [...document.querySelectorAll('.mag img')].map(image => image.naturalWidth)"
     assert min(browser.execute_script(script)) > 20
@@ -165,11 +168,47 @@ def test_a_folder_that_is_not_there_gets_a_sentence(tmp_path):
                      for name in ("take", "respond"))  # fmt: skip
     for name in ("", ".", "..", "../taken", str(tmp_path), "other", None):
         assert "drop them again" in respond(name)
-    name, _ = take([tmp_path / "photo.jpg"])
+    name, *cleared = take([tmp_path / "photo.jpg"])
+    assert cleared == [None, ""]
     assert respond(name) == "1 photos"
     assert "drop them again" in respond(name)
     assert (tmp_path / "photo.jpg").exists()
     assert not [*(tmp_path / "taken").iterdir()]
+
+
+def test_a_full_disk_gets_a_sentence(tmp_path):
+    def fail(paths):
+        raise InputError("<disk>: full")
+
+    (tmp_path / "photo.jpg").touch()
+    page = demo.build_page(fail, tmp_path)
+    events = {event.name: event.fn for event in page.fns.values()}
+    name, *_ = events["take"]([tmp_path / "photo.jpg"])
+    assert events["respond"](name).startswith("Not answered (&lt;disk&gt;: full)")
+    assert not (tmp_path / name).exists()
+
+
+def test_sweeping_goes_on_without_free_files(tmp_path, monkeypatch):
+    old = tmp_path / "taken/old"
+    old.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    rounds, glob = [], Path.glob
+
+    def fail_once(path, pattern):
+        if len(rounds) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return glob(path, pattern)
+
+    def count(seconds):
+        rounds.append(old.exists())
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "glob", fail_once)
+    monkeypatch.setattr(demo.time, "sleep", count)
+    with pytest.raises(KeyboardInterrupt):
+        demo.sweep(tmp_path / "uploads", tmp_path / "taken")
+    assert rounds == [True, True, False]
 
 
 def test_hostile_uploads_get_a_sentence(browser, address, tmp_path):
@@ -185,7 +224,7 @@ def test_hostile_uploads_get_a_sentence(browser, address, tmp_path):
     assert len(lines) == 4
     for name in names:
         [line] = [line for line in lines if line.startswith(f"{name}: ")]
-        assert ("megapixels" if name == "bomb.png" else "not a readable image") in line
+        assert ("exceeds limit" if name == "bomb.png" else "not a readable image") in line
         assert "Traceback" not in line
         assert str(folder) not in line
     assert table_of(browser)["file"].tolist() == [FACES[2].name]

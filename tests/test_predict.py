@@ -80,7 +80,7 @@ def test_any_size_orientation_format_and_name(classify, photo, tmp_path):
     boxes = table[["x0", "y0", "x1", "y1"]]
     assert boxes.loc[3].tolist() == [8, 3, 31, 26]  # 300 of 384 pixels
     assert np.abs(boxes.loc[0] - boxes.loc[2]).max() <= 15
-    assert "4 photos, 3 faces (0 found by the second look), 1 photos without a face" in printed
+    assert "4 photos, 3 faces (0 found by the second look), 1 without a face" in printed
 
 
 def test_all_faces_adds_rows(classify, photo, tmp_path):
@@ -94,7 +94,7 @@ def test_all_faces_adds_rows(classify, photo, tmp_path):
     both, _ = classify(tmp_path / "group.png", "--all-faces")
     assert both["face"].tolist() == [1, 2]
     assert both["x1"][1] < 300
-    assert both.loc[0].to_dict() == pytest.approx(largest)
+    assert both.loc[0].to_dict() == pytest.approx({**largest, "networks": both["networks"][0]})
 
 
 def test_bad_photos_are_named_or_left_out(classify, photo, runs_dir, tmp_path, monkeypatch):
@@ -157,14 +157,22 @@ def test_killed_command_goes_on(crowd, runs_dir, tmp_path):
     run(*command, "--resume")
     assert output.read_text() == whole
     shutil.copy(crowd / "0.jpg", crowd / "1 new.jpg")
-    assert_refused(run(*command, "--resume"), "1.jpg is not the next photo here")
+    assert_refused(run(*command, "--resume"), "1.jpg, but the next photo is", "1 new.jpg")
     (crowd / "1 new.jpg").unlink()
     (crowd / "0.jpg").rename(crowd / "gone.jpg")
-    assert_refused(run(*command, "--resume"), "0.jpg is not the next photo here", "--resume")
+    assert_refused(run(*command, "--resume"), "0.jpg, but the next photo is", "--resume")
+    (crowd / "gone.jpg").rename(crowd / "0.jpg")
+    for options in (["--tta", "flip"], ["--age-views", 1]):
+        assert_refused(run(*command, "--resume", *options), "of other networks or arguments")
+    all_faces = command.index("--all-faces")
+    refused = run(*command[:all_faces], *command[all_faces + 1 :], "--resume")
+    assert_refused(refused, "of other networks or arguments")
     assert output.read_text() == whole
+    output.write_text("".join([*lines[:2], lines[2][:30] + "\n", *lines[3:]]))
+    assert_refused(run(*command, "--resume"), "damaged after", "0.jpg", "start over")
     for foreign in ("a,b\n1,2\n", "file\nmine.jpg\n"):
         output.write_text(foreign)
-        assert_refused(run(*command, "--resume"), "out.csv", "no table of ETC.predict")
+        assert_refused(run(*command, "--resume"), "out.csv", "no table of this version")
         assert output.read_text() == foreign
 
 
@@ -219,10 +227,37 @@ def test_shards_concatenate_to_the_whole(crowd, runs_dir, tmp_path):
     assert joined["file"].tolist() == whole["file"].tolist()
     # Batches of another size may round another way.
     pd.testing.assert_frame_equal(joined, whole, check_dtype=False, rtol=0, atol=2e-6)
-    inside = *command[:-1], "--output", crowd / "x.csv", "--shard", "1/2"
-    assert_refused(run(*inside), "x.csv", "inside a searched folder")
+    for number in (1, 2):  # whose sheet doesn't count as a photo of the other share
+        run_ok(*command, crowd / f"{number}.csv", "--shard", f"{number}/2")
+    joined = pd.concat([pd.read_csv(crowd / f"{number}.csv") for number in (1, 2)])
+    assert joined["file"].tolist() == whole["file"].tolist()
     for wrong in ("0/3", "4/3", "1", "a/b"):
         assert_refused(run(*command, tmp_path / "x.csv", "--shard", wrong), wrong, "K/N")
+
+
+def test_a_share_of_bad_photos_gets_an_empty_table(crowd, runs_dir, tmp_path):
+    output = tmp_path / "part.csv"
+    done = run("-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0, "--output",
+               output, "--shard", "5/7")  # fmt: skip
+    assert done.returncode == 1
+    assert "3 broken.jpg: not a readable image" in done.stderr
+    assert pd.read_csv(output).empty
+
+
+def test_a_photo_that_vanishes_costs_the_sheet_alone(crowd, runs_dir, tmp_path, monkeypatch):
+    def vanish(faces):
+        Path(faces["photo"][0]).unlink()
+        return draw_sheet(faces)
+
+    monkeypatch.setattr(predict, "draw_sheet", vanish)
+    output = tmp_path / "out.csv"
+    done = run("-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0, "--output",
+               output, "--skip-bad")  # fmt: skip
+    assert done.returncode == 0
+    assert "no sheet: " in done.stderr
+    assert "0.jpg" in done.stderr
+    assert len(pd.read_csv(output)) == 6
+    assert sorted(os.listdir(tmp_path)) == ["crowd", "out.csv"]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(crowd, runs_dir, tmp_path, monkeypatch):
@@ -267,7 +302,7 @@ def test_what_is_read_is_not_overwritten(photo, runs_dir, tmp_path):
         (tmp_path / "x.csv", tmp_path, ["would overwrite", "x_sheet.png", "no table"]),
         (sheet, sheet, ["--output", "ends in .csv"]),
         (".", tmp_path, ["--output", "ends in .csv"]),
-        (tmp_path / "x.csv", tmp_path / "nowhere", ["nowhere", "no such file"]),
+        (tmp_path / "x.csv", tmp_path / "nowhere", ["nowhere", "no file or folder"]),
         (tmp_path / "x.csv", tmp_path / "empty", ["empty", "no photos"]),
     ):
         assert_refused(run(*command, output, path), *words)

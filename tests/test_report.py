@@ -123,10 +123,20 @@ def test_damaged_values_are_refused(table, tmp_path):
         text.loc[3, "p_30to59"] = value
         text.to_csv(folder / "val_predictions.csv", index=False)
         assert_refused(run("-m", "ETC.report", folder), "val_predictions.csv", "probability")
+    for column, value, words in (
+        ("method", "", "a file, person, shot or method is missing"),
+        ("label", "old", "can't be read ('old' is none of under30, 30to59, 60plus)"),
+    ):
+        text = table.astype(str)
+        text.loc[3, column] = value
+        text.to_csv(folder / "val_predictions.csv", index=False)
+        assert_refused(run("-m", "ETC.report", folder), "val_predictions.csv", words)
     arguments = json.loads((folder / "config.json").read_text())
     del arguments["epochs"]
     (folder / "config.json").write_text(json.dumps(arguments))
     assert_refused(run("-m", "ETC.report", folder), "config.json: can't be read (no epochs)")
+    (folder / "config.json").write_text("{}")
+    assert_refused(run("-m", "ETC.report", folder), "config.json: can't be read (no target)")
 
 
 def test_crops_elsewhere(finished_run, table, tmp_path):

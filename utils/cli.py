@@ -175,7 +175,8 @@ def add_precision_arguments(add):
     add("--precision", choices=("auto", "fp32", "fp16", "bf16"), default=config.PRECISION,
         help="auto: whichever the GPU does well, fp32 on a CPU (default: %(default)s)")
     add("--deterministic", action="store_true",
-        help="the same bits in every run on a GPU too (default: faster kernels)")
+        help="the same bits in every run on a GPU too; PyTorch warns of layers that can't do it "
+        "(default: faster kernels)")
 
 
 def add_runs_argument(add):

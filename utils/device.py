@@ -23,6 +23,9 @@ def pick_device(name):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            # Else loaders would pin memory through the first GPU.
+            torch.cuda.set_device(device)
         torch.zeros(1, device=device).add_(1)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -49,8 +52,9 @@ def pick_precision(name, device):
 
 
 def use_deterministic_kernels():
-    """From now on, give the same bits in every run on a GPU. Call it before the first matrix
-    product there, when cuBLAS reads the variable.
+    """From now on, give the same bits in every run on a GPU where PyTorch has kernels for that; it
+    warns of layers without. Call it before the first matrix product there, when cuBLAS reads the
+    variable.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -67,16 +71,15 @@ def join_processes(name):
     if name != "cpu" and torch.cuda.is_available():
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = pick_device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:  # torchrun allows one thread a process, however many cores there are
+    if device.type == "cpu":  # torchrun allows one thread a process, however many cores there are
         torch.set_num_threads(max(1, config.CORES // int(os.environ["LOCAL_WORLD_SIZE"])))
     # One process may wait long for another, which waits for a command that crops the same photos.
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(days=1))
     atexit.register(dist.destroy_process_group)
     if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+        # Open until the process ends; with the errors of cli.run.
+        sys.stdout = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115
     return device
 
 

@@ -132,9 +132,10 @@ def make_folder(path, way_out):
 
 
 def check_output(output, suffixes, inputs, beside=()):
-    """Check that --output, with one of suffixes, and files of the names beside can be written,
-    replacing none of inputs, outside of runs and data; else raises InputError. Holds them, and
-    returns the paths of those beside it.
+    """Check and lock --output and the files of the names beside it; returns the paths of these.
+
+    Raises InputError unless it has one of suffixes, and if a file can't be written, is one of
+    inputs, or lies in the folder of a run or of data.
     """
     output = Path(output)
     if output.suffix.lower() not in suffixes or output.name in beside:
