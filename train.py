@@ -259,7 +259,7 @@ def get_args_parser():
 
     add = parser.add_argument_group("data").add_argument
     cli.add_data_arguments(add)
-    add("--output-dir", default=config.OUTPUT_DIR,
+    add("--output-dir", type=cli.file_name, default=config.OUTPUT_DIR,
         help="the run goes to <target>_fold<k> in it (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an existing run (default: refuse)")
     add("--resume", action="store_true", help="go on with an existing run (default: refuse)")

@@ -158,7 +158,8 @@ def main():
 
 
 def get_args_parser():
-    parser = cli.ArgumentParser("python -m ETC.gradcam", description="Show what a head looks at.")
+    description = f"Show what a head looks at, in {MAX_PHOTOS} photos at most."
+    parser = cli.ArgumentParser("python -m ETC.gradcam", description=description)
     # fmt: off
     add = parser.add_argument
     add_photo_arguments(add)

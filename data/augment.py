@@ -6,6 +6,8 @@ import random
 import cv2
 import numpy as np
 
+from utils.cli import InputError
+
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks PyPI for a version
 cv2.setNumThreads(1)  # the loader's workers use the cores already
 
@@ -75,12 +77,18 @@ def build_augmentation(name):
 
 
 def augment(augmentation, image, seed):
-    """Augment a uint8 RGB array (H, W, 3); the same seed, a list of ints, gives the same pixels."""
+    """Augment a uint8 RGB array (H, W, 3); the same seed, a list of ints, gives the same pixels.
+    Raises InputError for an augmentation that changes the size or type: val images keep theirs.
+    """
     # Not Compose.set_random_seed, which gives every transform a generator of the same seed: all
     # those with p=0.5 would then fire together or not at all.
     generator = np.random.default_rng(seed)
     augmentation.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-    return augmentation(image=image)["image"]
+    view = augmentation(image=image)["image"]
+    if (view.shape, view.dtype) != (image.shape, image.dtype):
+        raise InputError(f"data/augment.py: an augmentation gives {view.dtype} {view.shape}, not "
+                         f"{image.dtype} {image.shape}")  # fmt: skip
+    return view
 
 
 def resize(image, side):

@@ -184,11 +184,12 @@ def fix_labels(images, path):
     """Correct labels of list_train_images by a CSV with id, field, old and new: the field shot
     corrects one photo of the id, gender and age correct all.
 
-    A row applies only where the old value is found; what is applied is printed. Returns the
-    corrected table. Raises InputError for an unknown field or new value.
+    A row applies only where the old value is found; what is applied is printed, and which lines
+    aren't. Returns the corrected table. Raises InputError for an unknown field or new value.
     """
     columns = ["id", "field", "old", "new"]
     fixes = read_table(path, columns, "see data/label_fixes.csv")[columns]
+    fixes["id"] = fixes["id"].str.strip()  # as in read_people
     values = {"gender": "female|male", "age": "[0-9]|[1-9][0-9]|1[01][0-9]|120", "shot": SHOT}
     for name in ("old", "new"):
         fixes[name] = fixes[name].mask(fixes["field"] == "gender", full_gender(fixes[name]))
@@ -197,16 +198,19 @@ def fix_labels(images, path):
         bad = (fixes["field"] == field) & ~fixes["new"].str.fullmatch(value)
         checks.append((bad, "new", f"is no {field}"))
     raise_problems(path, problems_by_line(fixes, *checks))
-    fixed, applied = images.copy(), 0
-    for fix in fixes.to_dict("records"):
+    fixed, missed = images.copy(), []
+    for line, fix in zip(fixes.index, fixes.to_dict("records")):
         field = fix["field"]
         # Compared with the table as it was, so that two fixes can swap two shots.
         hit = (images["id"] == fix["id"]) & (images[field].astype(str) == fix["old"])
         if hit.any():
-            applied += 1
             fixed.loc[hit, field] = int(fix["new"]) if field == "age" else fix["new"]
             print(f"{path}: {fix['id']}, {field} {fix['old']} -> {fix['new']}: {hit.sum()} photos")
-    print(f"{path}: {applied} of {len(fixes)} rows applied")
+        else:
+            missed.append(str(line))
+    print(f"{path}: {len(fixes) - len(missed)} of {len(fixes)} rows applied")
+    if missed:
+        print(f"{path}: no such id, or another old value, in line {', '.join(missed)}")
     return fixed
 
 

@@ -218,16 +218,17 @@ def load_weights(network, name, path):
     classifier layer of another shape.
     """
     state = read_tensors(path)
-    if isinstance(state, dict) and "network" in state:
-        target, fold, model = (state.get(key) for key in ("target", "fold", "model"))
-        if model != name:
-            raise InputError(f"{path}: of {model}; use --model {model}")
-        print(f"start from {path}: the {target} head of fold {fold}")
+    if isinstance(state, dict) and {"network", "model", "target", "fold"} <= state.keys():
+        if state["model"] != name:
+            raise InputError(f"{path}: of {state['model']}; use --model {state['model']}")
+        print(f"start from {path}: the {state['target']} head of fold {state['fold']}, which has "
+              "seen the people of all other folds of its data")  # fmt: skip
         state = state["network"]
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and torch.is_tensor(value) for key, value in state.items()
     ):
-        raise InputError(f"{path}: neither a state dict nor a checkpoint, which --weights takes")
+        raise InputError(f"{path}: neither a state dict nor a best.pth, which --weights takes; of "
+                         "another checkpoint, save the state dict alone")  # fmt: skip
     own = network.state_dict()
     classifier, _ = find_classifier(network)
     for key in (f"{classifier}.weight", f"{classifier}.bias"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data.augment import AUGMENTATIONS, augment, build_augmentation, resize
+from utils.cli import InputError
 
 # How often each is applied: the original's one-of groups share out their p of 0.5 evenly.
 SHARES = {
@@ -56,6 +57,12 @@ def test_the_seed_alone_decides_the_pixels(name, photo):
     assert all((view.shape, view.dtype) == (photo.shape, np.uint8) for view in views)
     changed = {view.tobytes() for view in views} - {photo.tobytes()}
     assert len(changed) == 0 if name == "none" else len(changed) > 30
+
+
+@pytest.mark.parametrize("step", [A.Normalize(), A.RandomCrop(24, 24), A.CenterCrop(24, 48)])
+def test_an_augmentation_that_changes_size_or_type_is_refused(step, photo):
+    with pytest.raises(InputError, match=r"data/augment.py: an augmentation gives"):
+        augment(A.Compose([step]), photo, [0])
 
 
 def test_noise_has_the_originals_strength():

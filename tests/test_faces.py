@@ -141,7 +141,7 @@ def test_labels_of_a_table(tmp_path):
         "g.jpg,male,99999999999999999999,9,,,\n"
     )
     table, wrong = faces.read_labels(path)
-    assert wrong == ["line 4", "line 5", "line 6", "line 7", "line 8"]
+    assert wrong == ["line 4: gender", "line 5: age", "line 6: file", "line 7: age", "line 8: age"]
     assert table["gender"].tolist() == ["female", "male"]
     assert table["race"].tolist() == ["East-Asian", "Unknown"]
     ages = np.array(

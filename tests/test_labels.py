@@ -288,7 +288,7 @@ def test_label_fixes(sample_dir, tmp_path, capsys):
     other = {"male": "female", "female": "male"}[one["gender"]]
     path = tmp_path / "fixes.csv"
     path.write_text(
-        f"id,field,old,new\n{one['id']},gender,{one['gender'][0].upper()},{other}\n"
+        f"id,field,old,new\n {one['id']},gender,{one['gender'][0].upper()},{other}\n"
         f"{two['id']},age,119,77\n{two['id']},shot,normal,incorrect_mask\n"
         f"{two['id']},shot,incorrect_mask,normal\n{one['id']},age,{one['age']},77\n"
         "nobody,gender,male,female\n"
@@ -302,7 +302,10 @@ def test_label_fixes(sample_dir, tmp_path, capsys):
     assert shots[f"{two['path']}/incorrect_mask.jpg"] == "normal"
     printed = capsys.readouterr().out.splitlines()
     assert f"{one['id']}, gender {one['gender']} -> {other}: 7 photos" in printed[0]
-    assert printed[4:] == [f"{path}: 4 of 6 rows applied"]
+    assert printed[4:] == [
+        f"{path}: 4 of 6 rows applied",
+        f"{path}: no such id, or another old value, in line 3, 7",
+    ]
 
 
 def test_mistakes_in_label_fixes(tmp_path):

@@ -208,10 +208,13 @@ def test_weights_from_a_file(tmp_path):
         assert torch.equal(state[key], source[key].to(state[key].dtype))
 
 
+HEAD = {"target": "age", "fold": 0}
+
+
 def test_weights_from_a_checkpoint(tmp_path):
     path = tmp_path / "best.pth"
     source = build_network("efficientnet-b0", 3, 64, age_border=59).state_dict()
-    save_checkpoint(path, {"network": source, "model": "efficientnet-b0"})
+    save_checkpoint(path, {**HEAD, "network": source, "model": "efficientnet-b0"})
     own = build_network("efficientnet-b0", 3, 64, path, age_border=59).state_dict()
     assert all(torch.equal(own[key], source[key]) for key in source)
     other = build_network("efficientnet-b0", 2, 64, path).state_dict()  # all but its classifier
@@ -228,11 +231,11 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
     path.write_bytes(b"not a checkpoint")
     assert_named("damaged, or not a checkpoint")
-    whole = {"model": "efficientnet-b0"}
-    for content in ([1, 2], whole, {**whole, "network": [1]}, {7: torch.ones(1)}):
+    whole, foreign = {**HEAD, "model": "efficientnet-b0"}, {"network": {}, "epoch": 1}
+    for content in ([1, 2], whole, {**whole, "network": [1]}, {7: torch.ones(1)}, foreign):
         torch.save(content, path)
         assert_named("state dict")
-    torch.save({"network": {}, "model": "efficientnet-b3"}, path)
+    torch.save({**whole, "network": {}, "model": "efficientnet-b3"}, path)
     assert_named("use --model efficientnet-b3")
     torch.save(build_network("efficientnet-lite0", 3, 64).state_dict(), path)
     assert_named("not weights of efficientnet-b0")
