@@ -114,9 +114,8 @@ def fail(message):
 
 
 def start_worker(*_):
-    """Prepare a worker process: Ctrl-C is for the main one, and cores are for other workers."""
+    """Prepare a worker process: Ctrl-C is for the main one, and its end is this one's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
