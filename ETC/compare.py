@@ -141,12 +141,12 @@ def print_comparison(name, folders, sets, unit):
     people = next(iter(sets[0].values()))["person"].nunique()
     print(f"\n{name}, {people} val people")
     width, first = max(map(len, folders)) + 2, None
-    header = f"{'':<{width + 8}}{'macro-F1':>10} +- {'std':<8}{'pooled':>8}"
+    header = f"{'':<{width + 9}}{'macro-F1':>10} +- {'std':<8}{'pooled':>8}"
     print(header + (f"{'difference':>12}  [95 % interval]" if len(folders) > 1 else ""))
     for folder, members in zip(folders, sets):
         runs, pooled, resampled = score(members.values(), NUM_CLASSES[name])
         deviation = f"{np.std(runs, ddof=1):.4f}" if len(runs) > 1 else "-"
-        line = f"{folder:<{width}}{len(runs):>3} {unit:<4}{np.mean(runs):>10.4f} +- {deviation:<8}"
+        line = f"{folder:<{width}}{len(runs):>3} {unit:<5}{np.mean(runs):>10.4f} +- {deviation:<8}"
         line += f"{pooled:>8.4f}"
         if first is None:
             first = pooled, resampled
@@ -225,8 +225,9 @@ def main():
     for name in names:
         check_same(name, [found[name] for found in sets])
     unit = "folds" if args.ensemble else "runs"
-    print(f"macro-F1 +- std: of the {unit}; pooled: of all folds together; difference: of pooled,")
-    print(f"from {args.sets[0]}, with its interval over people")
+    print(f"macro-F1: mean and standard deviation over the {unit}; pooled: over all folds at once")
+    if len(sets) > 1:
+        print(f"difference: in pooled macro-F1 from {args.sets[0]}, with its interval over people")
     if args.by:
         print("by group: the accuracy, and its difference from that of set 1, the first one named")
     for name in names:

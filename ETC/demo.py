@@ -14,7 +14,6 @@ if __spec__ is None:  # started as a file, not by python -m
 
 import base64
 import contextlib
-import html
 import importlib.util
 import os
 import secrets
@@ -31,7 +30,7 @@ from PIL import Image, ImageColor
 from config import config
 from data.augment import resize
 from data.crop import BOX, SECOND_LOOK
-from data.images import load_smaller
+from data.images import DAMAGE, load_smaller
 from ETC.predict import COLUMNS, load_heads
 from ETC.sheet import COLORS
 from utils import cli
@@ -50,6 +49,15 @@ ABOUT = (
     "that serves this page, and are deleted once they are answered. New photos replace the answers "
     "to earlier ones."
 )
+
+
+def too_large(path):
+    """Whether the image at path has more than MAX_PIXELS; False if that can't be read."""
+    try:
+        with Image.open(path) as image:
+            return image.width * image.height > MAX_PIXELS
+    except DAMAGE:
+        return False
 
 
 def draw_boxes(path, faces):
@@ -95,9 +103,11 @@ def answer(paths, classify_photos, side):
 
     classify_photos: classify of a list of photos and a folder; side: of the networks' input, in px.
     """
-    problems, wanted = [], paths[:MAX_PHOTOS]
+    large = [path for path in paths if too_large(path)]
+    problems = [f"{path.name}: more than {MAX_PIXELS // 10**6} megapixels" for path in large]
     if len(paths) > MAX_PHOTOS:
         problems.append(f"{len(paths)} photos: the first {MAX_PHOTOS} are answered")
+    wanted = [path for path in paths if path not in large][:MAX_PHOTOS]
     with tempfile.TemporaryDirectory() as folder:
         table, damaged = classify_photos(wanted, Path(folder))
         groups = table.groupby("photo", sort=False)
@@ -137,6 +147,12 @@ def build_page(answer_photos, taken):
     """
     import gradio
 
+    def no_room(error):
+        """What the page says when photos can't be stored; error: for whoever runs it."""
+        print(f"error: {error}", file=sys.stderr)
+        sentence = "There is no room for these photos now. Please drop them again later."
+        return gradio.Error(sentence, print_exception=False)
+
     def take(uploads):
         """The name of a folder in taken with copies of the uploads; None and "": the uploads and
         earlier answers vanish from the page. Copies, as the same photo of two visitors is one file,
@@ -144,22 +160,26 @@ def build_page(answer_photos, taken):
         """
         uploads = uploads if isinstance(uploads, list) else [uploads] if uploads else []
         folder = taken / secrets.token_hex(16)  # whoever knows it gets the answer
-        folder.mkdir()
-        for number, upload in enumerate(map(Path, uploads)):
-            path = folder / f"{number:03}" / upload.name
-            path.parent.mkdir()
-            shutil.copyfile(upload, path)
+        try:
+            folder.mkdir()
+            for number, upload in enumerate(map(Path, uploads)):
+                path = folder / f"{number:03}" / upload.name
+                path.parent.mkdir()
+                shutil.copyfile(upload, path)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise no_room(error) from error
         return folder.name, None, ""
 
     def respond(name):
         if name not in os.listdir(taken):  # sent by a browser, as any text may be
             return "These photos waited too long and are deleted. Please drop them again."
         try:
-            os.utime(taken / name)  # sweep leaves it alone from now on
+            os.utime(taken / name)  # sweep counts from now on
             paths = sorted((taken / name).glob("*/*"))
             return answer_photos(paths) if paths else ""
-        except (InputError, OSError) as error:  # a full disk
-            return html.escape(f"Not answered ({error}). Please drop the photos again.")
+        except (InputError, OSError) as error:
+            raise no_room(error) from error
         finally:
             shutil.rmtree(taken / name, ignore_errors=True)
 
@@ -173,7 +193,7 @@ def build_page(answer_photos, taken):
         options = {"api_visibility": "private", "trigger_mode": "multiple"}
         for source, event in ((files, files.upload), (camera, camera.input)):
             # Each upload at once, but one answer at a time.
-            event(take, source, [folder, source, answers], queue=False, **options).then(
+            event(take, source, [folder, source, answers], queue=False, **options).success(
                 respond, folder, answers, concurrency_limit=1, concurrency_id="answer", **options
             )
     return page
@@ -209,7 +229,6 @@ def main():
     args.num_workers, args.crop_batch_size, args.all_faces = 0, None, True
     classify_photos, side, _ = load_heads(args)
     answer_photos = partial(answer, classify_photos=classify_photos, side=side)
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, and more
     with tempfile.TemporaryDirectory() as folder:
         uploads, taken = Path(folder, "uploads"), Path(folder, "taken")
         uploads.mkdir()

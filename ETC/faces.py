@@ -99,12 +99,12 @@ def read_labels(path):
     # Part of a folder's name in the data set that is made.
     races = table["race"].str.replace(r"\W+", "-", regex=True).str.strip("-").str[:40]
     table["race"] = races.replace("", "Unknown")
-    checks = {"gender": table["gender"].isin(list(GENDER_LABELS)), "id": table["id"] != "",
-              "file": ~table["file"].map(leaves_folder),
-              "age": table["age"].map(age_range).notna()}  # fmt: skip
-    good = np.all([*checks.values()], axis=0)
-    first = pd.DataFrame(checks, dtype=bool).idxmin(axis=1) if len(table) else table["file"]
-    wrong = [f"line {line}: {column}" for line, column in first[~good].items()]
+    checks = pd.DataFrame({
+        "gender": table["gender"].isin(list(GENDER_LABELS)), "id": table["id"] != "",
+        "file": ~table["file"].map(leaves_folder), "age": table["age"].map(age_range).notna(),
+    })  # fmt: skip
+    good = checks.all(axis=1)
+    wrong = [f"line {line}: {column}" for line, column in checks.idxmin(axis=1)[~good].items()]
     return table[good][["id", "file", "gender", "age", "race"]].reset_index(drop=True), wrong
 
 
@@ -289,7 +289,9 @@ def find_people(folder, labels, seed):
         person["photos"].append((row.file, row.points))
     left_out = {reason: names for reason, names in left_out.items() if names}
     if not people:
-        hint = "" if labels else "; name them as UTKFace, <age>_<gender>_<race>_.., or use --labels"
+        hint = ""
+        if "wrong name" in left_out:
+            hint = "; name them as UTKFace, <age>_<gender>_<race>_.., or use --labels"
         raise InputError(
             f"--faces {folder}: no usable photos; {describe(left_out) or 'it is empty'}{hint}"
         )

@@ -45,7 +45,16 @@ from utils.files import atomic_write, check_output, write_csv
 CHUNK = 512  # photos in work at once: what a killed command did in vain, at most
 ANSWERS = [f"{target}_{name}" for target, names in config.CLASSES.items() for name in names]
 COLUMNS = ["file", "face", "method", *BOX, "prob", *config.CLASSES, "ans", *ANSWERS, "networks"]
-SHEET = "_sheet.png"  # how a sheet's name goes on behind its table's
+SHEET = "_sheet.png"  # a sheet's name: its table's stem and this
+
+
+def is_sheet(path):
+    """Whether path is the contact sheet of a table of this command beside it."""
+    try:
+        with open(f"{str(path).removesuffix(SHEET)}.csv", encoding="utf-8", errors="replace") as f:
+            return path.name.endswith(SHEET) and f.readline().startswith("file,face,method,")
+    except OSError:
+        return False
 
 
 def find_photos(paths, left_out):
@@ -57,7 +66,7 @@ def find_photos(paths, left_out):
     """
     for name in paths:
         if not name or not (os.path.isfile(name) or os.path.isdir(name)):
-            raise InputError(f"{name or 'an empty path'}: no file or folder")
+            raise InputError(f"{name or 'an empty path'}: no such file or folder")
     folders, seen = set(), set()
     for path in map(Path, paths):
         is_folder = path.is_dir()
@@ -67,11 +76,9 @@ def find_photos(paths, left_out):
                 found, others = pick_photos([file])
             left_out += others
             for photo in found:
-                table = photo.with_name(f"{photo.name.removesuffix(SHEET)}.csv")
-                is_sheet = is_folder and photo.name.endswith(SHEET) and table.exists()
                 # Not the path itself, which takes ten times the memory; no two collide in millions.
                 real = hash(os.path.realpath(photo))
-                if real not in seen and not is_sheet:
+                if real not in seen and not (is_folder and is_sheet(photo)):
                     seen.add(real)
                     yield photo
     if not seen:
@@ -115,7 +122,7 @@ def load_heads(args):
     checkpoints = find_checkpoints(args.runs)
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
     digests = [checkpoint["digest"] for head in checkpoints.values() for checkpoint in head]
-    decisive = repr([*digests, args.tta, args.age_views, args.all_faces])
+    decisive = repr([*sorted(digests), args.tta, args.age_views, args.all_faces])
     networks = f"sha256:{hashlib.sha256(decisive.encode()).hexdigest()[:12]}"
     settings = checkpoints["mask"][0]["crop"]  # those of all heads
     classify_photos = partial(classify, args, settings=settings, members=members, views=views,
@@ -180,7 +187,7 @@ def rows_by_photo(path, rows):
     """
     faces = []
     for row in rows:
-        if len(row) != len(COLUMNS):
+        if len(row) != len(COLUMNS) or not row[1].isdecimal():
             if next(rows, None) is not None:  # only the last one may be cut off
                 raise InputError(f"{path}: damaged after {faces[0][0] if faces else 'its header'}; "
                                  "start over without --resume")  # fmt: skip
@@ -205,15 +212,16 @@ def keep_finished(path, photos, networks, tally):
         header, first = next(table, COLUMNS), next(table, None)
         torn = first is None and ",".join(COLUMNS).startswith(",".join(header))
         if header != COLUMNS and not torn:
-            raise InputError(f"{path}: no table of this version of ETC.predict; start over without "
-                             "--resume, or choose another --output")  # fmt: skip
+            raise InputError(f"{path}: no table of this version of ETC.predict; choose another "
+                             "--output, or delete it")  # fmt: skip
         kept.writerow(COLUMNS)
         # Photos go on beside the rows, past those that can't be read.
         for faces in rows_by_photo(path, chain([first or []], table)):
             file, photo, same = faces[0][0], None, False
             if faces[0][-1] != networks:
-                raise InputError(f"{path}: of other networks or arguments; repeat those, start "
-                                 "over without --resume, or choose another --output")  # fmt: skip
+                raise InputError(f"{path}: made with other networks, --tta, --age-views or "
+                                 "--all-faces; repeat those, start over without --resume, or "
+                                 "choose another --output")  # fmt: skip
             for photo in photos:
                 tally.photos += 1
                 same = printable(str(photo)) == file
@@ -227,7 +235,8 @@ def keep_finished(path, photos, networks, tally):
                 found = printable(str(photo)) if photo else "none"
                 raise InputError(
                     f"{path}: the next row is of {file}, but the next photo is {found}: photos "
-                    "came, went, moved, or were unreadable before; start over without --resume"
+                    "were added, removed, renamed, or unreadable before; start over without "
+                    "--resume"
                 )
             kept.writerows(faces)
             tally.add((photo, int(row[1]), row[2]) for row in faces)
@@ -244,7 +253,7 @@ def classify_all(args, photos, output, classify_chunk, networks):
     """Write the table of photos, an iterator, to output, a chunk at a time. Returns a Tally.
 
     classify_chunk, networks: from load_heads. Names damaged photos on stderr. Raises InputError
-    when none can be read, unless they are a share of others.
+    when none can be read; a share of them then gets an empty table, unless it has one.
     """
     tally, damaged = Tally(), []
     started = args.resume and output.exists()
@@ -267,7 +276,7 @@ def classify_all(args, photos, output, classify_chunk, networks):
             if tally.good and damaged:
                 tqdm.write("\n".join(damaged), file=sys.stderr)
                 damaged = []
-    if args.shard:
+    if args.shard and not output.exists():
         print("".join(f"{line}\n" for line in damaged), end="", file=sys.stderr)
     else:
         raise_problems("no readable photos", damaged)
@@ -294,16 +303,19 @@ def main():
         photos = find_photos(args.photos, [])
         photos = islice(photos, total * (number - 1) // shards, total * number // shards)
     tally = classify_all(args, photos, output, classify_chunk, networks)
-    sheet.unlink(missing_ok=True)  # an earlier one
-    outputs = [output]
+    outputs, picture = [output], None
     if tally.shown:
         shown = pd.read_csv(output, nrows=len(tally.shown), dtype={"file": str}, na_filter=False)
         try:
-            with atomic_write(sheet) as file:
-                draw_sheet(shown.assign(photo=tally.shown)).save(file, "PNG")
-            outputs.append(sheet)
+            picture = draw_sheet(shown.assign(photo=tally.shown))
         except InputError as error:  # a photo vanished meanwhile; the table is whole
             print(f"no sheet: {error}", file=sys.stderr)
+    if picture:
+        with atomic_write(sheet) as file:
+            picture.save(file, "PNG")
+        outputs.append(sheet)
+    else:
+        sheet.unlink(missing_ok=True)  # an earlier one
     missed, again = tally.methods["center"], tally.methods[SECOND_LOOK]
     print(
         f"{tally.good} photos, {tally.methods.total() - missed} faces ({again} found by the second "

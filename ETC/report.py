@@ -52,7 +52,6 @@ def readable(path, way_out):
         yield
     except (OSError, ValueError, LookupError, TypeError) as error:
         why = getattr(error, "strerror", None) or error
-        why = f"no {error.args[0]}" if isinstance(error, KeyError) else why
         raise InputError(f"{path}: can't be read ({why}); {way_out}") from error
 
 
@@ -87,9 +86,12 @@ def read_run(folder):
     path, way_out = Path(folder) / "config.json", "name the folder of a run with a finished epoch"
     with readable(path, way_out):
         arguments = json.loads(path.read_text(encoding="utf-8"))
-        classes = CLASSES[arguments["target"]]
-        if missing := {"fold", "epochs", "model", "resize", "data_dir", "crop_dir"} - {*arguments}:
+        needed = {"target", "fold", "epochs", "model", "resize", "data_dir", "crop_dir"}
+        if missing := needed - {*arguments}:
             raise ValueError(f"no {', '.join(sorted(missing))}")
+        if arguments["target"] not in CLASSES:
+            raise ValueError(f"target {arguments['target']!r} is none of {', '.join(CLASSES)}")
+        classes = CLASSES[arguments["target"]]
     numbers = ["epoch", "train_loss", "val_loss", "accuracy", "macro_f1"]
     numbers += [f"f1_{name}" for name in classes]
     log = read_table(path.with_name("log.csv"), dict.fromkeys(numbers, float), way_out)
@@ -104,8 +106,10 @@ def read_run(folder):
     labels = dict.fromkeys(("label", "predicted"), class_label)
     path, optional = path.with_name("val_predictions.csv"), ("gender", "race")
     table = read_table(path, types, way_out, optional, **labels)
-    if table[["file", "person", "shot", "method"]].isna().any(axis=None):
-        raise InputError(f"{path}: a file, person, shot or method is missing; {way_out}")
+    for name in ("file", "person", "shot", "method"):
+        if table[name].isna().any():
+            line = table[name].isna().idxmax() + 2
+            raise InputError(f"{path}: line {line}: no {name}; restore it, or train again")
     probs = table[[f"p_{name}" for name in classes]].to_numpy()
     if not ((probs >= 0) & (probs <= 1)).all():
         raise InputError(f"{path}: a probability is missing or not within 0 and 1; {way_out}")

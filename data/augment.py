@@ -86,8 +86,8 @@ def augment(augmentation, image, seed):
     augmentation.set_random_state(generator, random.Random(int(generator.integers(2**63))))
     view = augmentation(image=image)["image"]
     if (view.shape, view.dtype) != (image.shape, image.dtype):
-        raise InputError(f"data/augment.py: an augmentation gives {view.dtype} {view.shape}, not "
-                         f"{image.dtype} {image.shape}")  # fmt: skip
+        raise InputError(f"data/augment.py: an augmentation gives {view.dtype} {view.shape} of "
+                         f"{image.dtype} {image.shape}; keep type and size")  # fmt: skip
     return view
 
 

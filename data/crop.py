@@ -115,12 +115,13 @@ def crop_settings(args, files, device):
     """
     settings = {name: getattr(args, name) for name in config.CROP}
     stored, rows = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
-    known = settings.items() <= stored.items() and not rows.keys().isdisjoint(files)
-    if not known or "face_width" not in stored:  # not of other photos with the same --crop-dir
+    source = Path(args.data_dir) / "train" / "images"
+    # The record may be of other photos, with the same --crop-dir.
+    same = any(file in rows and is_of(rows[file], fingerprint(source / file)) for file in files)
+    if not same or "face_width" not in stored or not settings.items() <= stored.items():
         detector, widths = detector_of_process(device), []
         for file in random.Random(0).sample(files, min(len(files), MEASURED)):
-            path = Path(args.data_dir) / "train" / "images" / file
-            photo = read_photo((path, None), settings)
+            photo = read_photo((source / file, None), settings)
             if photo.image is not None:
                 smallest = smallest_face(settings, photo.size)
                 [faces] = find_largest_faces(detector, photo.image[None], smallest, photo.size)
@@ -272,6 +273,11 @@ def fingerprint(path):
     return (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
+def is_of(row, fingerprint):
+    """Whether a manifest's row is of the photo with this fingerprint."""
+    return (row["source_size"], row["source_mtime_ns"]) == fingerprint
+
+
 def finished_crops(source, folder, settings, fingerprints):
     """The manifest, {file: row}, of the files that need no new crop.
 
@@ -280,7 +286,7 @@ def finished_crops(source, folder, settings, fingerprints):
     done, (stored, rows) = {}, read_record(folder) if is_first() else ({}, {})
     for file in filter(rows.get, fingerprints) if stored == settings else ():
         row = rows[file]
-        if (row["source_size"], row["source_mtime_ns"]) != fingerprints[file]:
+        if not is_of(row, fingerprints[file]):
             continue
         if row["method"] == "bad":  # it may have been the disk's fault
             image, *_, row["why"] = read_image(source / file)
@@ -321,19 +327,20 @@ def crop_split(args, split, files, shots, settings, device):
     folder = crop_folder(args.data_dir, args.crop_dir, split)
     fingerprints = {file: fingerprint(source / file) for file in files}
     done = finished_crops(source, folder, settings, fingerprints)
-    missing = len(files) - len(done)
+    missing = [file for file in files if file not in done]
     if missing:
         make_folder(folder, "choose another --crop-dir")
         with crop_lock(folder):
             # Another command may have cropped.
             done = finished_crops(source, folder, settings, fingerprints)
-            missing = len(files) - len(done)
+            missing = [file for file in files if file not in done]
             crop_missing(args, source, folder, fingerprints, done, settings, device)
     manifest = pd.DataFrame([done[file] for file in files], columns=[*TYPES])
     bad = [file for file in files if done[file]["method"] == "bad"]
     if missing:
-        speed = (missing - len(bad)) / (time.perf_counter() - start)
-        print(f"{split}: {missing - len(bad)} photos cropped to {folder} ({speed:.1f} images/s)")
+        cropped = sum(done[file]["method"] != "bad" for file in missing)
+        speed = cropped / (time.perf_counter() - start)
+        print(f"{split}: {cropped} photos cropped to {folder} ({speed:.1f} images/s)")
         print(f"{split}: {summary(manifest['method'])}")
         groups = () if shots is None else manifest["method"].groupby(np.array(shots))
         for shot, methods in groups:

@@ -183,7 +183,7 @@ def read_image(path, side=None, most=8):
         try:
             return decode_damaged(path, error)
         except DAMAGE as why:
-            # Of the file itself, rather than of the repaired copy.
+            # The file's own error, not the repaired copy's.
             why = error if isinstance(why, (UnidentifiedImageError, LookupError)) else why
             hint = "; make it smaller" if isinstance(why, Image.DecompressionBombError) else ""
             if Path(path).suffix.lower() in HEIC and not READS_HEIC:

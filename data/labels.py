@@ -189,7 +189,7 @@ def fix_labels(images, path):
     """
     columns = ["id", "field", "old", "new"]
     fixes = read_table(path, columns, "see data/label_fixes.csv")[columns]
-    fixes["id"] = fixes["id"].str.strip()  # as in read_people
+    fixes = fixes.apply(lambda column: column.str.strip())  # as in read_people
     values = {"gender": "female|male", "age": "[0-9]|[1-9][0-9]|1[01][0-9]|120", "shot": SHOT}
     for name in ("old", "new"):
         fixes[name] = fixes[name].mask(fixes["field"] == "gender", full_gender(fixes[name]))
@@ -210,7 +210,7 @@ def fix_labels(images, path):
             missed.append(str(line))
     print(f"{path}: {len(fixes) - len(missed)} of {len(fixes)} rows applied")
     if missed:
-        print(f"{path}: no such id, or another old value, in line {', '.join(missed)}")
+        print(f"{path}: not applied, for lack of the id or its old value: line {', '.join(missed)}")
     return fixed
 
 

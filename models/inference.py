@@ -123,7 +123,7 @@ def export_onnx(network, inputs, outputs):
         # The newer exporter needs another package, and fixes N in older versions of torch.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", "Constant folding")  # of paddings: the runtime does it
-        # It warns that sizes become constants; the side is one, and N is named as free.
+        # The tracer warns that sizes become constants: the side should, and N is freed below.
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
         try:
             torch.onnx.export(

@@ -227,8 +227,8 @@ def load_weights(network, name, path):
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and torch.is_tensor(value) for key, value in state.items()
     ):
-        raise InputError(f"{path}: neither a state dict nor a best.pth, which --weights takes; of "
-                         "another checkpoint, save the state dict alone")  # fmt: skip
+        raise InputError(f"{path}: neither a state dict nor a best.pth, which --weights takes; "
+                         "save another checkpoint's state dict alone")  # fmt: skip
     own = network.state_dict()
     classifier, _ = find_classifier(network)
     for key in (f"{classifier}.weight", f"{classifier}.bias"):

@@ -304,7 +304,7 @@ def test_label_fixes(sample_dir, tmp_path, capsys):
     assert f"{one['id']}, gender {one['gender']} -> {other}: 7 photos" in printed[0]
     assert printed[4:] == [
         f"{path}: 4 of 6 rows applied",
-        f"{path}: no such id, or another old value, in line 3, 7",
+        f"{path}: not applied, for lack of the id or its old value: line 3, 7",
     ]
 
 

@@ -163,13 +163,14 @@ def test_killed_command_goes_on(crowd, runs_dir, tmp_path):
     assert_refused(run(*command, "--resume"), "0.jpg, but the next photo is", "--resume")
     (crowd / "gone.jpg").rename(crowd / "0.jpg")
     for options in (["--tta", "flip"], ["--age-views", 1]):
-        assert_refused(run(*command, "--resume", *options), "of other networks or arguments")
+        assert_refused(run(*command, "--resume", *options), "made with other networks, --tta")
     all_faces = command.index("--all-faces")
     refused = run(*command[:all_faces], *command[all_faces + 1 :], "--resume")
-    assert_refused(refused, "of other networks or arguments")
+    assert_refused(refused, "or --all-faces; repeat those")
     assert output.read_text() == whole
-    output.write_text("".join([*lines[:2], lines[2][:30] + "\n", *lines[3:]]))
-    assert_refused(run(*command, "--resume"), "damaged after", "0.jpg", "start over")
+    for damaged in (lines[2][:30] + "\n", lines[2].replace(",1,", ",one,", 1)):
+        output.write_text("".join([*lines[:2], damaged, *lines[3:]]))
+        assert_refused(run(*command, "--resume"), "damaged after", "0.jpg", "start over")
     for foreign in ("a,b\n1,2\n", "file\nmine.jpg\n"):
         output.write_text(foreign)
         assert_refused(run(*command, "--resume"), "out.csv", "no table of this version")
@@ -242,6 +243,11 @@ def test_a_share_of_bad_photos_gets_an_empty_table(crowd, runs_dir, tmp_path):
     assert done.returncode == 1
     assert "3 broken.jpg: not a readable image" in done.stderr
     assert pd.read_csv(output).empty
+    output.write_text("an earlier table\n")
+    refused = run("-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0, "--output",
+                  output, "--shard", "5/7")  # fmt: skip
+    assert_refused(refused, "3 broken.jpg", "no readable photos")
+    assert output.read_text() == "an earlier table\n"
 
 
 def test_a_photo_that_vanishes_costs_the_sheet_alone(crowd, runs_dir, tmp_path, monkeypatch):
@@ -302,14 +308,14 @@ def test_what_is_read_is_not_overwritten(photo, runs_dir, tmp_path):
         (tmp_path / "x.csv", tmp_path, ["would overwrite", "x_sheet.png", "no table"]),
         (sheet, sheet, ["--output", "ends in .csv"]),
         (".", tmp_path, ["--output", "ends in .csv"]),
-        (tmp_path / "x.csv", tmp_path / "nowhere", ["nowhere", "no file or folder"]),
+        (tmp_path / "x.csv", tmp_path / "nowhere", ["nowhere", "no such file or folder"]),
         (tmp_path / "x.csv", tmp_path / "empty", ["empty", "no photos"]),
     ):
         assert_refused(run(*command, output, path), *words)
     assert sheet.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["empty", "x_sheet.png"]
     shutil.copy(photo, tmp_path / "one.jpg")
-    (tmp_path / "x.csv").touch()  # of an earlier call, as is the sheet beside it
+    (tmp_path / "x.csv").write_text("file,face,method,..\n")  # of an earlier call, as its sheet
     assert "1 photos, 1 faces" in run_ok(*command, tmp_path / "x.csv", tmp_path)
     assert sheet.read_bytes() != before
 

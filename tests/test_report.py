@@ -124,7 +124,7 @@ def test_damaged_values_are_refused(table, tmp_path):
         text.to_csv(folder / "val_predictions.csv", index=False)
         assert_refused(run("-m", "ETC.report", folder), "val_predictions.csv", "probability")
     for column, value, words in (
-        ("method", "", "a file, person, shot or method is missing"),
+        ("method", "", "line 5: no method; restore it"),
         ("label", "old", "can't be read ('old' is none of under30, 30to59, 60plus)"),
     ):
         text = table.astype(str)
@@ -135,8 +135,9 @@ def test_damaged_values_are_refused(table, tmp_path):
     del arguments["epochs"]
     (folder / "config.json").write_text(json.dumps(arguments))
     assert_refused(run("-m", "ETC.report", folder), "config.json: can't be read (no epochs)")
-    (folder / "config.json").write_text("{}")
-    assert_refused(run("-m", "ETC.report", folder), "config.json: can't be read (no target)")
+    (folder / "config.json").write_text(json.dumps({**arguments, "epochs": 1, "target": "nose"}))
+    refused = run("-m", "ETC.report", folder)
+    assert_refused(refused, "config.json: can't be read (target 'nose' is none of mask, gender")
 
 
 def test_crops_elsewhere(finished_run, table, tmp_path):

@@ -114,7 +114,7 @@ def fail(message):
 
 
 def start_worker(*_):
-    """Prepare a worker process: Ctrl-C is for the main one, and its end is this one's."""
+    """Have a worker process ignore Ctrl-C, which the main one handles, and end with that one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 

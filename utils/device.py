@@ -78,7 +78,7 @@ def join_processes(name):
     dist.init_process_group(backend, timeout=timedelta(days=1))
     atexit.register(dist.destroy_process_group)
     if not is_first():
-        # Open until the process ends; with the errors of cli.run.
+        # Open until the process ends. It escapes what can't be encoded, as cli.run has it.
         sys.stdout = open(os.devnull, "w", errors="backslashreplace")  # noqa: SIM115
     return device
 

@@ -15,7 +15,7 @@ RUN_FILES = ("best.pth", "last.pth", "config.json", "log.csv", "val_predictions.
 # --resume may change these arguments. All others change the result of a run.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "no_cache", "crop_batch_size", "device",
                   "num_workers", "epochs", "overwrite", "resume", "skip_bad", "tensorboard",
-                  "recipe", "label_fixes", "weights"}  # fmt: skip
+                  "recipe", "label_fixes"}  # fmt: skip
 NEGATABLE = {"second_look", "freeze_bn"}  # --no-... turns these off
 
 
@@ -75,7 +75,7 @@ def load_last(folder, arguments, epochs):
     if epochs < len(last["log"]):
         raise InputError(f"--epochs {epochs}: {folder} has {len(last['log'])} epochs already")
     old = last["arguments"]
-    # What a run lacks, it was made without: later versions have more arguments.
+    # An older version, or one before the user added an argument, has nothing to compare with.
     changed = [name for name in arguments if name in old and old[name] != arguments[name]]
     if changed:
         own = ", ".join(as_typed(name, old[name]) for name in changed)
@@ -101,8 +101,8 @@ def restore(last, network, optimizer, scaler, digest):
     digest: of the photos and labels. Raises InputError when that or a state doesn't fit.
     """
     if last["data"] != digest:
-        raise InputError(f"{last['path']}: of other photos or labels; give the --data-dir, "
-                         "--label-fixes and --skip-bad of the run, or use --overwrite")  # fmt: skip
+        raise InputError(f"{last['path']}: trained on other photos or labels; repeat the run's "
+                         "--data-dir, --label-fixes and --skip-bad, or --overwrite")  # fmt: skip
     load_state(network, last)
     try:
         state, [options] = last["optimizer"], optimizer.state_dict()["param_groups"]
