@@ -50,9 +50,11 @@ SHEET = "_sheet.png"  # a sheet's name: its table's stem and this
 
 def is_sheet(path):
     """Whether path is the contact sheet of a table of this command beside it."""
+    if not path.name.endswith(SHEET):
+        return False
     try:
-        with open(f"{str(path).removesuffix(SHEET)}.csv", encoding="utf-8", errors="replace") as f:
-            return path.name.endswith(SHEET) and f.readline().startswith("file,face,method,")
+        with open(f"{str(path).removesuffix(SHEET)}.csv", "rb") as table:
+            return table.readline().startswith(b"file,face,method,")
     except OSError:
         return False
 
@@ -213,7 +215,7 @@ def keep_finished(path, photos, networks, tally):
         torn = first is None and ",".join(COLUMNS).startswith(",".join(header))
         if header != COLUMNS and not torn:
             raise InputError(f"{path}: no table of this version of ETC.predict; choose another "
-                             "--output, or delete it")  # fmt: skip
+                             "--output")  # fmt: skip
         kept.writerow(COLUMNS)
         # Photos go on beside the rows, past those that can't be read.
         for faces in rows_by_photo(path, chain([first or []], table)):
