@@ -147,10 +147,10 @@ def build_page(answer_photos, taken):
     """
     import gradio
 
-    def no_room(error):
-        """What the page says when photos can't be stored; error: for whoever runs it."""
+    def not_now(error):
+        """What the page says when the disk is full, say; error: for whoever runs it."""
         print(f"error: {error}", file=sys.stderr)
-        sentence = "There is no room for these photos now. Please drop them again later."
+        sentence = "These photos can't be answered now. Please drop them again later."
         return gradio.Error(sentence, print_exception=False)
 
     def take(uploads):
@@ -168,7 +168,7 @@ def build_page(answer_photos, taken):
                 shutil.copyfile(upload, path)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise no_room(error) from error
+            raise not_now(error) from error
         return folder.name, None, ""
 
     def respond(name):
@@ -179,7 +179,7 @@ def build_page(answer_photos, taken):
             paths = sorted((taken / name).glob("*/*"))
             return answer_photos(paths) if paths else ""
         except (InputError, OSError) as error:
-            raise no_room(error) from error
+            raise not_now(error) from error
         finally:
             shutil.rmtree(taken / name, ignore_errors=True)
 

@@ -15,6 +15,13 @@ def test_the_groups_add_up_their_ages():
     torch.testing.assert_close(head.eval()(features).exp(), torch.stack(groups, dim=1))
 
 
+def test_the_groups_are_exact_in_half_precision():
+    head = AgeHead(8, border=59).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        groups = head(torch.randn(64, 8))
+    torch.testing.assert_close(groups.exp().sum(1), torch.ones(64))
+
+
 def test_targets_are_normal_distributions_around_the_ages():
     logits, ages = torch.randn(4, MAX_AGE + 1, dtype=torch.float64), torch.tensor([0, 25, 60, 100])
     years = np.arange(MAX_AGE + 1)

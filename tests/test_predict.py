@@ -336,6 +336,9 @@ def test_sheet_shows_boxes_and_answers_of_the_first_photos(photo, tmp_path, monk
     assert np.ptp(xs) == pytest.approx(192 * SIDE / 512, abs=2)
     assert np.ptp(ys) == pytest.approx(256 * SIDE / 512, abs=2)
     assert (pixels[SIDE + 12 :] == orange).all(axis=2).any()  # the answers below
+    marks = [draw_sheet(pd.DataFrame([{**row, "method": method}])).tobytes()
+             for method in ("mtcnn", "mtcnn, second look", "center")]  # fmt: skip
+    assert len({*marks}) == 3
     crowd = pd.DataFrame([{**row, "face": number} for number in range(1, 30)])
     assert draw_sheet(crowd).height < 2 * SIDE
     monkeypatch.setattr("ETC.sheet.MAX_PHOTOS", 1)

@@ -134,6 +134,9 @@ def test_resume_refuses_what_would_change_the_result(command, sample_dir, tmp_pa
     assert_refused(refused(), "photos or labels", "--overwrite")
     assert contents(folder) == before
 
+    (folder / "best.pth").write_bytes(before["best.pth"][:-1000])
+    assert_refused(refused(), "best.pth", "damaged")
+    (folder / "best.pth").write_bytes(before["best.pth"])
     (folder / "last.pth").write_bytes(before["last.pth"][:-1000])
     assert_refused(refused(), "last.pth")
     (folder / "last.pth").unlink()
@@ -218,6 +221,7 @@ def test_options_of_other_versions_of_pytorch(command, tmp_path, uninterrupted):
     run_ok(*command, "--epochs", 1)
     path = tmp_path / "age_fold0/last.pth"
     last = torch.load(path, weights_only=True)
+    del last["arguments"]["age_sigma"]  # and of this repository: as if it had been added since
     [options] = last["optimizer"]["param_groups"]
     del options["maximize"]
     options["new"] = 1
