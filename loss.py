@@ -4,6 +4,7 @@ from functools import partial
 
 import torch.nn.functional as F
 
+from config import config
 from models.age_head import age_distribution_loss
 from models.focal_loss import focal_loss
 
@@ -37,7 +38,12 @@ LOSSES = {
 }
 
 
-def build_loss(name, gamma=2.0, smoothing=0.1, sigma=3.0):
+def build_loss(
+    name,
+    gamma=config.FOCAL_GAMMA,
+    smoothing=config.LABEL_SMOOTHING,
+    sigma=config.AGE_SIGMA,
+):
     """One of LOSSES with its option: gamma, smoothing or sigma."""
     options = {"focal": {"gamma": gamma}, "label_smoothing": {"label_smoothing": smoothing},
                "age_distribution": {"sigma": sigma}}  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data.crop import add_crop_batch_size, check_unchanged, crop_folder, crop_split
-from data.dataset import CropFiles, FaceDataset, build_loader
+from data.dataset import crop_loader
 from data.labels import merge_labels, read_answers, read_info, split_classes
 from models.inference import build_members, pick_backend, predict
 from utils import cli
@@ -42,9 +42,8 @@ def main():
         raise InputError(f"{args.data_dir}: not one readable image in eval/images")
 
     folder = crop_folder(args.data_dir, args.crop_dir, "eval")
-    crops = CropFiles([folder / file for file in manifest["file"][good]])
-    dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
-    loader = build_loader(dataset, args.batch_size, args.num_workers, device)
+    paths = [folder / file for file in manifest["file"][good]]
+    loader = crop_loader(paths, views, args.batch_size, args.num_workers, device)
     probs = predict(members, loader, device, precision)
     check_unchanged(folder, manifest)
     if not is_first():
@@ -55,7 +54,8 @@ def main():
     write_csv(args.output, info.assign(ans=classes))
     write_csv(table_path, probability_table(info, good, probs))
     if not good.all():
-        print(f"images that can't be read, given class {classes[~good][0]}: {(~good).sum()}")
+        print(f"{(~good).sum()} images can't be read: given the most frequent class, "
+              f"{classes[~good][0]}")  # fmt: skip
     counts = ", ".join(f"{len(head)} {target}" for target, head in checkpoints.items())
     print(f"{len(info)} images, networks: {counts}; run by {backend} on {device} -> {args.output}")
     if answers is not None:

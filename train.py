@@ -32,6 +32,7 @@ from models.network import (
 from utils import cli, runs
 from utils.cli import InputError
 from utils.device import (
+    autocast,
     gather,
     gather_batches,
     is_first,
@@ -53,7 +54,7 @@ def train_one_epoch(
     """One pass over loader. Returns the mean loss.
 
     rates: the learning rate of each step; pixel_stats: mean and standard deviation of normalize,
-    float32 (2, 3), on the network's device; precision: of autocast, a dtype; freeze_bn: batch norms
+    float32 (2, 3), on the network's device; precision: of autocast; freeze_bn: batch norms
     normalise with their running statistics, and keep them.
     """
     device = pixel_stats.device
@@ -65,7 +66,7 @@ def train_one_epoch(
         optimizer.param_groups[0]["lr"] = rate
         images = normalize(images.to(device, non_blocking=True), *pixel_stats)
         targets = targets.to(device, non_blocking=True)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        with autocast(device, precision):
             logits = network(images)
         loss = criterion(logits.float(), targets)
         optimizer.zero_grad()
@@ -87,7 +88,7 @@ def evaluate(network, loader, criterion, pixel_stats, precision, tta):
     for images, targets in loader:
         images = normalize(images.to(device, non_blocking=True), *pixel_stats)
         views = [images, images.flip(3)] if tta == "flip" else [images]
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        with autocast(device, precision):
             all_logits.append(average_logits([network(view).float() for view in views]))
         all_targets.append(targets)
     logits = torch.cat(gather_batches([logits.cpu() for logits in all_logits]))
@@ -176,8 +177,8 @@ def main():
         if args.no_cache:  # crops are read in each epoch: another command may have replaced them
             check_unchanged(crop_folder(args.data_dir, args.crop_dir, "train"), manifest)
         if not (math.isfinite(train_loss) and math.isfinite(scores["loss"])):
-            raise InputError(f"the loss is not finite in epoch {epoch}; earlier epochs are kept; "
-                             "try a lower --lr or --precision fp32")  # fmt: skip
+            raise InputError(f"the loss is not finite in epoch {epoch}; start over with "
+                             "--overwrite and a lower --lr or --precision fp32")  # fmt: skip
         log.append(runs.log_row(epoch, train_loss, scores, classes))
         if is_first():
             checkpoint = {**describe_head(args, age_border, settings),
@@ -239,7 +240,7 @@ def parse_args():
     if args.tensorboard and find_spec("tensorboard") is None:
         raise InputError("--tensorboard: not installed; python -m pip install tensorboard")
     if args.tensorboard and args.output_dir.encode(errors="ignore").decode() != args.output_dir:
-        raise InputError("--tensorboard: can't write to an --output-dir whose name is no UTF-8")
+        raise InputError("--tensorboard: can't write to an --output-dir whose name isn't UTF-8")
     return args
 
 
@@ -253,19 +254,19 @@ def get_args_parser():
     # fmt: off
     parser.add_argument("--target", choices=config.CLASSES, required=True, help="which head")
     parser.add_argument("--recipe", choices=config.RECIPES, default=config.RECIPE,
-        help="a set of defaults for the arguments below: seed, the original's, as given there; "
-        "best, what measured better; max, best with EfficientNet-B4 for gender and age (default: "
-        "%(default)s)")
+        help="a set of defaults for the arguments below. seed: the original's, as listed there; "
+        "best: what measured better; max: best with EfficientNet-B4 for gender and age, for a GPU "
+        "(default: %(default)s)")
 
     add = parser.add_argument_group("data").add_argument
     cli.add_data_arguments(add)
     add("--output-dir", type=cli.file_name, default=config.OUTPUT_DIR,
         help="the run goes to <target>_fold<k> in it (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace an existing run (default: refuse)")
-    add("--resume", action="store_true", help="go on with an existing run (default: refuse)")
+    add("--overwrite", action="store_true", help="replace the run that is there (default: refuse)")
+    add("--resume", action="store_true", help="go on with the run that is there (default: refuse)")
     add("--tensorboard", action="store_true", help="log for TensorBoard as well (default: no)")
     add("--fold", type=int, choices=range(config.NUM_FOLDS), default=config.FOLD,
-        help="the fold to validate on; the others train (default: %(default)s)")
+        help="the fold to validate on; trained on the others (default: %(default)s)")
     add("--fold-seed", type=cli.seed_int, default=config.FOLD_SEED,
         help="who is in which fold (default: %(default)s)")
     add("--age-border", type=cli.positive_int, default=config.AGE_BORDER,
@@ -274,7 +275,7 @@ def get_args_parser():
     add("--label-fixes", type=cli.file_name, metavar="FILE",
         help="CSV that corrects labels, data/label_fixes.csv for the competition's (default: none)")
     add("--augment", choices=AUGMENTATIONS,
-        help="light: what a camera changes; wide: for photos from other sources as well; mask, "
+        help="none; light: what a camera changes; wide: for photos from elsewhere as well; mask, "
         "gender, age: the original's (default: the head's own)")
     add("--no-cache", action="store_true",
         help="decode and resize crops in each epoch (default: once, to a file beside the crops)")
@@ -305,11 +306,11 @@ def get_args_parser():
         help="images per step (default: %(default)s)")
     add("--loss", choices=LOSSES, help=f"loss (default: {by_head('loss')})")
     add("--focal-gamma", type=cli.natural_float, default=config.FOCAL_GAMMA,
-        help="exponent of the loss focal (default: %(default)s)")
+        help="exponent of --loss focal (default: %(default)s)")
     add("--age-sigma", type=cli.positive_float, default=config.AGE_SIGMA,
-        help="standard deviation of age_distribution in years (default: %(default)s)")
+        help="standard deviation, in years, of --loss age_distribution (default: %(default)s)")
     add("--label-smoothing", type=cli.fraction, default=config.LABEL_SMOOTHING,
-        help="smoothing factor of label_smoothing (default: %(default)s)")
+        help="smoothing factor of --loss label_smoothing (default: %(default)s)")
     add("--seed", type=cli.seed_int, default=config.SEED,
         help="seed of weights, order and augmentation (default: %(default)s)")
 

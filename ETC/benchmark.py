@@ -50,7 +50,13 @@ from torch.utils.data import DataLoader, Dataset
 from config import config
 from data.augment import AUGMENTATIONS
 from data.crop import BOX, crop_box, crop_folder, crop_split, save_crop
-from data.dataset import CropFiles, FaceDataset, ResizedCrops, build_loader, resize_crops
+from data.dataset import (
+    FaceDataset,
+    ResizedCrops,
+    build_loader,
+    crop_loader,
+    resize_crops,
+)
 from data.images import load_image
 from data.labels import list_train_images
 from ETC.portrait import SHOTS
@@ -60,7 +66,7 @@ from models.network import EFFICIENTNETS, build_network, network_name, normaliza
 from train import describe_head, train_one_epoch
 from utils import cli
 from utils.cli import InputError
-from utils.device import pick_device, pick_precision
+from utils.device import autocast, pick_device, pick_precision
 from utils.files import check_output, write_csv
 from utils.metrics import classification_scores
 
@@ -210,10 +216,6 @@ def batch_in_memory(job):
     return torch.randint(256, shape, dtype=torch.uint8).to(job.device)
 
 
-def autocast(job):
-    return torch.autocast(job.device.type, job.precision, enabled=job.precision != torch.float32)
-
-
 def train_limit(job, network):
     """The steps of train_this on a normalised batch in memory."""
     network = network.to(job.device, memory_format=torch.channels_last).train()
@@ -225,7 +227,7 @@ def train_limit(job, network):
 
     def work():
         for _ in range(len(job.files) // job.batch_size):
-            with autocast(job):
+            with autocast(job.device, job.precision):
                 logits = network(images)
             loss = F.cross_entropy(logits.float(), targets)
             optimizer.zero_grad()
@@ -269,9 +271,8 @@ def random_checkpoints(job):
 
 def test_this(job, backend):
     members, views = build_members(random_checkpoints(job), job.device, backend)
-    crops = CropFiles([job.images / file for file in job.files])
-    dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
-    loader = build_loader(dataset, job.batch_size, job.num_workers, job.device)
+    paths = [job.images / file for file in job.files]
+    loader = crop_loader(paths, views, job.batch_size, job.num_workers, job.device)
     return lambda: predict(members, loader, job.device, job.precision)
 
 
@@ -283,7 +284,7 @@ def test_limit(job, backend):
 
     @torch.inference_mode()
     def work():
-        with autocast(job):
+        with autocast(job.device, job.precision):
             for network in networks:
                 for _ in range(len(job.files) // job.batch_size):
                     network(images)
@@ -368,7 +369,7 @@ def measure(benchmark, name, job):
 
 
 def summary(table):
-    """A row a workload: medians, and medians of the ratios to the original and to the limit, each
+    """A row per workload: medians, and medians of the ratios to the original and to the limit, each
     ratio taken within a repeat. table: with COLUMNS, of one benchmark.
     """
     speeds = table.pivot(index="repeat", columns="way", values="images_per_s")
@@ -537,11 +538,11 @@ def get_args_parser():
     add("--data-dir",
         help="train photos in the competition's layout (default: people drawn for the benchmark)")
     add("--images", type=cli.positive_int,
-        help="images a measurement (default: enough for a few seconds with EfficientNet-B3)")
+        help="images per measurement (default: enough for a few seconds with EfficientNet-B3)")
     add("--repeats", type=cli.positive_int, default=3,
         help="measurements of each workload (default: %(default)s)")
     add("--batch-size", type=cli.positive_int,
-        help="images a step of train and test (default: 16 on a CPU, 64 on a GPU)")
+        help="images per step of train and test (default: 16 on a CPU, 64 on a GPU)")
     add_shared_arguments(add, config.MODEL, config.RESIZE, "benchmark.csv")
     add = commands.add_parser("scale", help="measure ever larger sets of photos").add_argument
     add("--images", type=cli.positive_int, nargs="+", default=[1000, 4000, 16000], metavar="N",

@@ -48,25 +48,28 @@ METHODS = {
 SCRIPTS = {"train": "train.py", "eval": "test.py"}
 TABLES = {"train": "train/train.csv", "eval": "eval/info.csv"}
 HOW_TO_WRITE = {
-    "train": "columns id,gender,age,path, one row a person; path is the person's folder in "
+    "train": "columns id,gender,age,path, one row per person; path is the person's folder in "
     "train/images, with photos named normal, incorrect_mask, mask1 ..",
-    "eval": "columns ImageID,ans, one row an image of eval/images, ans 0; any photos can be "
+    "eval": "columns ImageID,ans, one row per image of eval/images, ans 0; any photos can be "
     "classified with python -m ETC.predict",
 }
 
 
 def read_part(data_dir, split):
-    """What train.py or test.py reads before it starts: a table with a row a photo and the column
+    """What train.py or test.py reads before it starts: a table with a row per photo and the column
     file, relative to the images folder; for train, see list_train_images.
 
     Raises InputError as they do and, if there are photos without a table, with how to write it.
     """
     table, folder = data_dir / TABLES[split], data_dir / split
     if not table.exists():
-        photos, _ = pick_photos((folder if folder.exists() else data_dir).rglob("*"))
-        if photos:
+        # With train/ or eval/, it is the right data directory.
+        whole = not any((data_dir / name).exists() for name in TABLES)
+        files = (data_dir if whole else folder).rglob("*")
+        photo = next((path for path in files if pick_photos([path])[0]), None)
+        if photo:
             raise InputError(
-                f"{table}: no such file, but photos in {photos[0].parent}; name the folder that "
+                f"{table}: no such file, but photos in {photo.parent}; name the folder that "
                 "holds train/ and eval/ with --data-dir, or write the table: "
                 f"{HOW_TO_WRITE[split]}"
             )
@@ -90,7 +93,7 @@ def inspect(path):
 
 
 def inspect_all(data_dir, parts):
-    """A DataFrame with a row a photo of parts, {split: table of read_part}: split; file; name,
+    """A DataFrame with a row per photo of parts, {split: table of read_part}: split; file; name,
     relative to data_dir; and kind, digest and why of inspect.
     """
     photos = pd.concat(part[["file"]].assign(split=split) for split, part in parts.items())

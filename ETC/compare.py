@@ -64,9 +64,9 @@ def read_set(folder, fields=(), ensemble=False):
     folder of runs and a classification a head or ALL. With ensemble, folder is the only member, and
     each head's table that of average_members.
 
-    The tables have a row a photo, sorted by fold and file: fold, file, person, label and predicted
-    as ints, for a head p_<class>, and each of fields, of group_people. Raises InputError for two
-    runs of a member with the same head and fold, and for a run without one of fields.
+    The tables have a row per photo, sorted by fold and file: fold, file, person, label and
+    predicted as ints, for a head p_<class>, and each of fields, of group_people. Raises InputError
+    for two runs of a member with the same head and fold, and for a run without one of fields.
     """
     found = {name: {} for name in NUM_CLASSES}
     for path in list_runs(folder):
@@ -97,9 +97,9 @@ def read_set(folder, fields=(), ensemble=False):
     for member in dict.fromkeys(member for members in found.values() for member in members):
         heads = [found[target].get(member) for target in CLASSES]
         if any(table is None for table in heads):
-            print(f"{member}: no {ALL}, because it lacks a head")
+            print(f"{member}: {ALL} not scored: a head is missing")
         elif not all(table[PHOTO].equals(heads[0][PHOTO]) for table in heads):
-            print(f"{member}: no {ALL}, because its heads have different folds or photos")
+            print(f"{member}: {ALL} not scored: its heads have different folds or photos")
         else:
             merged = {
                 name: merge_labels(*(table[name].to_numpy() for table in heads))
@@ -206,8 +206,8 @@ def get_args_parser():
     parser.add_argument(
         "--ensemble",
         action="store_true",
-        help="score a set by the mean probabilities of its networks of a fold (default: each "
-        "network by its own)",
+        help="average the probabilities of a set's networks of each fold, and score the mean "
+        "(default: score each network, and average the scores)",
     )
     return parser
 

@@ -1,28 +1,37 @@
 """What ETC/crop_test_img.ipynb shows: where different ways to find a face crop the same photos."""
 
 import time
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from data.crop import BOX, crop_box, smallest_face
-from data.detect import build_detector, find_largest_faces
+from data.detect import build_detector, find_largest_faces, look_again
 from ETC.explore import draw_box, picture_grid
 from ETC.keypoints import build_keypoint_rcnn, find_heads
 from utils.cli import InputError
 
 
-def build_finder(detector, device):
-    """A function from images and min_face_size to faces, as find_largest_faces returns them.
+def build_finder(detector, settings, device):
+    """A function from an image, uint8 RGB (H, W, 3), to its largest face: [(box, probability)] as
+    in find_largest_faces, or [].
 
-    detector: "mtcnn", "keypoint_rcnn" or, for a function that finds no face, "center".
+    detector: "mtcnn", "keypoint_rcnn" or, for a function that finds no face, "center"; settings: as
+    from crop_settings.
     """
-    if detector == "mtcnn":
-        return partial(find_largest_faces, build_detector(device))
-    if detector == "keypoint_rcnn":
-        return partial(find_heads, build_keypoint_rcnn(device))
-    return lambda images, min_face_size: [[] for _ in images]
+    if detector == "center":
+        return lambda image: []
+    mtcnn = detector == "mtcnn"
+    network = build_detector(device) if mtcnn else build_keypoint_rcnn(device)
+
+    def find(image):
+        look = find_largest_faces if mtcnn else find_heads
+        [faces] = look(network, image[None], smallest_face(settings, image.shape[1::-1]))
+        if mtcnn and settings["second_look"] and not faces:
+            [faces] = look_again(network, image[None])
+        return faces
+
+    return find
 
 
 def compare_ways(ways, images, device):
@@ -31,13 +40,13 @@ def compare_ways(ways, images, device):
     ways: {name: (detector as for build_finder, settings as from crop_settings)}; images: {file:
     uint8 RGB array (H, W, 3)}. A way whose weights can't be downloaded is left out, and a line
     says so.
-    Returns a DataFrame, a row a way and image: way, file, method ("center": no face was found), the
-    box x0 .. y1 in pixels, and ms, milliseconds.
+    Returns a DataFrame, a row per way and image: way, file, method ("center": no face was found),
+    the box x0 .. y1 in pixels, and ms, milliseconds.
     """
     finders = {}
-    for way, (detector, _) in ways.items():
+    for way, (detector, settings) in ways.items():
         try:
-            finders[way] = build_finder(detector, device)
+            finders[way] = build_finder(detector, settings, device)
         except InputError as error:
             print(f"left out: {way}: {error}")
     rows = []
@@ -47,18 +56,17 @@ def compare_ways(ways, images, device):
         for way, find in finders.items():
             detector, settings = ways[way]
             start = time.perf_counter()
-            size = images[file].shape[1::-1]
-            [faces] = find(images[file][None], smallest_face(settings, size))
+            faces = find(images[file])
             ms = (time.perf_counter() - start) * 1000
             method, face = (detector, faces[0][0]) if faces else ("center", None)
-            box = crop_box(face, size, settings)
+            box = crop_box(face, images[file].shape[1::-1], settings)
             if number > 0:
                 rows.append((way, file, method, *box, ms))
     return pd.DataFrame(rows, columns=["way", "file", "method", *BOX, "ms"])
 
 
 def count_misses(found, photos):
-    """A table with a row a way: the photos in which it finds no face, by shot and in all, and the
+    """A table with a row per way: the photos in which it finds no face, by shot and in all, and the
     milliseconds it takes for a photo.
 
     found: from compare_ways; photos: rows of list_train_images.

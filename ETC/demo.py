@@ -1,8 +1,8 @@
 """A page to try trained heads in the browser: `python -m ETC.demo`, then http://127.0.0.1:7860
 
 Drop photos or take one with the camera: the page shows the box of every face, the crop that the
-networks saw, and the probability of each class of each head. Photos are deleted once they are
-answered, and nothing leaves the machine.
+networks saw, and the probability of each class of each head. Photos are deleted as soon as they are
+classified, and nothing leaves the machine.
 """
 
 import sys
@@ -46,8 +46,8 @@ ABOUT = (
     "# Mask, gender and age of faces\n"
     "Gender and age are guesses from how a face looks, learned from labels that people gave to "
     "other photos; nobody's true gender or age can be seen in a photo. Photos stay on the machine "
-    "that serves this page, and are deleted once they are answered. New photos replace the answers "
-    "to earlier ones."
+    "that serves this page, and are deleted as soon as they are classified. New photos replace the "
+    "results of earlier ones."
 )
 
 
@@ -106,7 +106,7 @@ def answer(paths, classify_photos, side):
     large = [path for path in paths if too_large(path)]
     problems = [f"{path.name}: more than {MAX_PIXELS // 10**6} megapixels" for path in large]
     if len(paths) > MAX_PHOTOS:
-        problems.append(f"{len(paths)} photos: the first {MAX_PHOTOS} are answered")
+        problems.append(f"{len(paths)} photos: only the first {MAX_PHOTOS} were classified")
     wanted = [path for path in paths if path not in large][:MAX_PHOTOS]
     with tempfile.TemporaryDirectory() as folder:
         table, damaged = classify_photos(wanted, Path(folder))
@@ -124,8 +124,8 @@ def answer(paths, classify_photos, side):
 
 
 def sweep(uploads, taken):
-    """Delete what is old, for ever. uploads: holds a folder for each photo that has arrived, the
-    files that arrive, and empty ones that did; taken: holds a folder for each visitor.
+    """Delete what is old, for ever. uploads: holds a folder for each photo that has arrived, files
+    that are still arriving, and an empty file left of each that has; taken: a folder per visitor.
     """
     while True:
         time.sleep(UPLOAD_SECONDS / 4)
@@ -150,7 +150,7 @@ def build_page(answer_photos, taken):
     def not_now(error):
         """What the page says when the disk is full, say; error: for whoever runs it."""
         print(f"error: {error}", file=sys.stderr)
-        sentence = "These photos can't be answered now. Please drop them again later."
+        sentence = "These photos can't be classified right now. Please try again later."
         return gradio.Error(sentence, print_exception=False)
 
     def take(uploads):
@@ -173,7 +173,7 @@ def build_page(answer_photos, taken):
 
     def respond(name):
         if name not in os.listdir(taken):  # sent by a browser, as any text may be
-            return "These photos waited too long and are deleted. Please drop them again."
+            return "These photos waited too long and have been deleted. Please drop them again."
         try:
             os.utime(taken / name)  # sweep counts from now on
             paths = sorted((taken / name).glob("*/*"))
@@ -204,8 +204,6 @@ def serve(page, host, port):
     import gradio
 
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    if ":" in host:
-        raise InputError(f"--host {host}: give a name or an address such as 127.0.0.1")
     try:
         page.launch(
             server_name=host, server_port=port, max_file_size=MAX_FILE, theme=theme,
@@ -247,9 +245,10 @@ def main():
 def get_args_parser():
     parser = cli.ArgumentParser("python -m ETC.demo", description="A page to try trained heads.")
     add = parser.add_argument
-    add("--host", default="127.0.0.1",
-        help="address to listen at; 0.0.0.0: open to everybody in the network, unencrypted and "
-             "without a camera, which browsers allow on localhost only (default: %(default)s)")
+    host = cli.checked(str, lambda host: ":" not in host, "a name or an address such as 127.0.0.1")
+    add("--host", type=host, default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 opens it to the whole network, unencrypted and without "
+             "the camera, which browsers then don't allow (default: %(default)s)")
     add("--port", type=cli.checked(int, lambda port: 1 <= port < 2**16, "a port from 1 to 65535"),
         default=7860, help="port (default: %(default)s)")
     cli.add_prediction_arguments(add)

@@ -217,7 +217,7 @@ def thumbnail(image, side):
 
 
 def in_processes(function, jobs, what):
-    """An iterator of function(job), in the order of jobs, computed by config.NUM_WORKERS."""
+    """An iterator of function(job), in the order of jobs, by config.NUM_WORKERS processes."""
     # One process at least: with the threads of the main one, results might differ.
     loader = DataLoader(
         jobs,

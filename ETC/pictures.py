@@ -35,7 +35,8 @@ def draw_people(demo):
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "predictions.csv"
         command = [sys.executable, "-m", "ETC.predict", *photos, "--runs", str(demo / "runs")]
-        subprocess.run([*command, "--output", str(output)], check=True, cwd=FOLDER.parent)
+        if subprocess.run([*command, "--output", str(output)], cwd=FOLDER.parent).returncode:
+            raise InputError(f"{demo}: run make demo first")
         rows = pd.read_csv(output)
     rows = rows.assign(photo=rows["file"], file=[f"class {ans}" for ans in rows["ans"]])
     tiles = [draw_photo([row]) for row in rows.to_dict("records")]
@@ -49,12 +50,14 @@ def draw_run(run):
         raise InputError("no chromium or google-chrome: apt install chromium")
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "report.png"
-        subprocess.run(
+        done = subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
              f"--user-data-dir={folder}/profile", f"--screenshot={picture}",
              f"--window-size={WINDOW[0]},{WINDOW[1]}", (run / "report.html").resolve().as_uri()],
-            check=True, capture_output=True,
+            stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        if not picture.exists():
+            raise InputError(f"{browser}: took no screenshot of {run}/report.html: {done.stderr}")
         return arrange(
             [[Image.open(path).convert("RGB")] for path in (run / "curves.png", picture)]
         )

@@ -1,6 +1,6 @@
 """Classify any photos: `python -m ETC.predict holiday/ party.jpg`
 
-predictions.csv has a row a face: file; face, 1 for the largest of its photo; method, box and prob
+predictions.csv has a row per face: file; face, 1 for the largest of its photo; method, box and prob
 as in crops.csv; the answers of the three heads; ans, the official class; the probability of each
 class of each head; and networks, a hash of the networks and arguments that decide the answers.
 predictions_sheet.png beside it shows the photos with boxes and answers. Videos are not read: cut
@@ -30,11 +30,11 @@ from tqdm import tqdm
 
 from config import config
 from data.crop import BOX, SECOND_LOOK, add_crop_batch_size, crop_photos
-from data.dataset import CropFiles, FaceDataset, build_loader
+from data.dataset import crop_loader
 from data.images import list_files, pick_photos, print_left_out, read_image
 from data.labels import merge_labels, raise_problems
 from ETC.names import printable
-from ETC.sheet import MAX_PHOTOS, draw_sheet
+from ETC.sheet import draw_sheet
 from models.inference import build_members, pick_backend, predict
 from utils import cli
 from utils.checkpoint import find_checkpoints
@@ -42,7 +42,8 @@ from utils.cli import InputError
 from utils.device import pick_device, pick_precision, progress_off, use_deterministic_kernels
 from utils.files import atomic_write, check_output, write_csv
 
-CHUNK = 512  # photos in work at once: what a killed command did in vain, at most
+CHUNK = 512  # photos in work at once: the most that a killed command has to do again
+MAX_PHOTOS = 100  # on the sheet
 ANSWERS = [f"{target}_{name}" for target, names in config.CLASSES.items() for name in names]
 COLUMNS = ["file", "face", "method", *BOX, "prob", *config.CLASSES, "ans", *ANSWERS, "networks"]
 SHEET = "_sheet.png"  # a sheet's name: its table's stem and this
@@ -92,8 +93,8 @@ def crop_faces(args, photos, folder, settings, device, all_faces=False):
     """Crop the largest face of each photo or, if all_faces, all its faces, to files in folder.
 
     args: from a parser with add_photo_arguments; photos: a list of paths; settings: the crop of a
-    checkpoint. Returns a DataFrame, a row a face in the order of photos, with file, a name to show,
-    and the keys of crop_photos as columns; and a line for each photo that is damaged.
+    checkpoint. Returns a DataFrame, a row per face in the order of photos, with file, a name to
+    show, and the keys of crop_photos as columns; and a line for each photo that is damaged.
     """
     # Photos of many sizes make many convolutions, of which oneDNN would keep 1024 in memory.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -124,8 +125,8 @@ def load_heads(args):
     checkpoints = find_checkpoints(args.runs)
     members, views = build_members(checkpoints, device, backend, args.tta, args.age_views)
     digests = [checkpoint["digest"] for head in checkpoints.values() for checkpoint in head]
-    decisive = repr([*sorted(digests), args.tta, args.age_views, args.all_faces])
-    networks = f"sha256:{hashlib.sha256(decisive.encode()).hexdigest()[:12]}"
+    identity = repr([*sorted(digests), args.tta, args.age_views, args.all_faces])
+    networks = f"sha256:{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     settings = checkpoints["mask"][0]["crop"]  # those of all heads
     classify_photos = partial(classify, args, settings=settings, members=members, views=views,
                               networks=networks, device=device, precision=precision)  # fmt: skip
@@ -143,9 +144,7 @@ def classify(args, photos, folder, settings, members, views, networks, device, p
     faces, damaged = crop_faces(args, photos, folder, settings, device, args.all_faces)
     if faces.empty:
         return pd.DataFrame(columns=columns), damaged
-    crops = CropFiles(faces["crop"].tolist())
-    dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
-    loader = build_loader(dataset, args.batch_size, args.num_workers, device)
+    loader = crop_loader(faces["crop"].tolist(), views, args.batch_size, args.num_workers, device)
     probs = predict(members, loader, device, precision)
     labels = {target: probs[target].argmax(axis=1) for target in config.CLASSES}
     for target, names in config.CLASSES.items():
@@ -261,7 +260,7 @@ def classify_all(args, photos, output, classify_chunk, networks):
     started = args.resume and output.exists()
     if started:
         keep_finished(output, photos, networks, tally)
-        print(f"{output}: goes on after {tally.photos} photos")
+        print(f"{output}: going on after {tally.photos} photos")
     with tqdm(desc="photos", initial=tally.photos, unit="photo", disable=progress_off()) as bar:
         while chunk := list(islice(photos, CHUNK)):
             with tempfile.TemporaryDirectory() as folder:
@@ -278,7 +277,7 @@ def classify_all(args, photos, output, classify_chunk, networks):
             if tally.good and damaged:
                 tqdm.write("\n".join(damaged), file=sys.stderr)
                 damaged = []
-    if args.shard and not output.exists():
+    if args.shard and (started or not output.exists()):
         print("".join(f"{line}\n" for line in damaged), end="", file=sys.stderr)
     else:
         raise_problems("no readable photos", damaged)

@@ -113,6 +113,8 @@ def read_run(folder):
     probs = table[[f"p_{name}" for name in classes]].to_numpy()
     if not ((probs >= 0) & (probs <= 1)).all():
         raise InputError(f"{path}: a probability is missing or not within 0 and 1; {way_out}")
+    if not np.isfinite(table["loss"]).all():
+        raise InputError(f"{path}: a loss is missing or not finite; {way_out}")
     return arguments, log, table
 
 
@@ -146,14 +148,14 @@ def report_run(folder, data_dir=None, crop_dir=None):
     save_plots(folder, classes)
     write_report(
         folder / "report.html",
-        "{target}, fold {fold}: {model} at {resize} px".format(**arguments),
-        arguments,
-        table[["file", "person", "shot", "method", "age"]],
-        crops,
-        {target: table[[f"p_{name}" for name in classes]].to_numpy()},
-        [Classification(target, classes, *answers, [target])],
-        group_people(table),
-        log,
+        title="{target}, fold {fold}: {model} at {resize} px".format(**arguments),
+        settings=arguments,
+        photos=table[["file", "person", "shot", "method", "age"]],
+        folder=crops,
+        heads={target: table[[f"p_{name}" for name in classes]].to_numpy()},
+        classifications=[Classification(target, classes, *answers, [target])],
+        groups=group_people(table),
+        log=log,
     )
     print(f"{folder / 'report.html'}, with curves.png and confusion.png beside it")
 
@@ -194,11 +196,16 @@ def report_submission(path, answers_path, data_dir, crop_dir):
     report = path.with_name("report.html")
     _, *groups = (pd.Categorical.from_codes(part.targets, part.classes) for part in parts)
     groups = dict(zip(("gender", "age"), groups))
-    write_report(report, "Submission", settings, photos, folder, heads, [whole, *parts], groups)
+    write_report(
+        report, title="Submission", settings=settings, photos=photos, folder=folder, heads=heads,
+        classifications=[whole, *parts], groups=groups,
+    )  # fmt: skip
     print(report)
 
 
-def write_report(path, title, settings, photos, folder, heads, classifications, groups, log=None):
+def write_report(
+    path, *, title, settings, photos, folder, heads, classifications, groups, log=None
+):
     """Fill in the template and write the page.
 
     settings: {name: plain value}; photos: a DataFrame with file, method and, where known, person,
@@ -315,10 +322,10 @@ def get_args_parser():
     add("paths", nargs="+", metavar="RUN",
         help="folders of runs of train.py or, with --answers, a submission.csv of test.py")
     add("--answers", type=cli.file_name, metavar="FILE",
-        help="CSV with ImageID and the true ans of the submission (default: report runs)")
-    add("--data-dir",
+        help="CSV with ImageID and the true ans, for a submission (default: paths are runs)")
+    add("--data-dir", type=cli.file_name,
         help="folder that holds train/ and eval/ (default: the run's, or as for test.py)")
-    add("--crop-dir",
+    add("--crop-dir", type=cli.file_name,
         help="folder of the face crops (default: --data-dir or else the run's, or as for test.py)")
     # fmt: on
     return parser

@@ -21,7 +21,6 @@ from functools import partial
 import cv2
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from config import config
 from data.images import load_image
@@ -59,16 +58,15 @@ def draw_person(seed, split, index):
     return traits, {shot: draw_shot(traits, shot, rng) for shot in SHOTS}
 
 
-def draw_people(seed, split, people):
-    """Yield gender, race, age and {shot: JPEG file} of each drawn person."""
-    for index in range(people):
-        traits, photos = draw_person(seed, split, index)
-        files = {shot: encode(photo, QUALITY) for shot, photo in photos.items()}
-        yield "male" if traits.male else "female", "Drawn", traits.age, files
+def draw_files(index, seed, split):
+    """Gender, race, age and {shot: JPEG file} of a drawn person."""
+    traits, photos = draw_person(seed, split, index)
+    files = {shot: encode(photo, QUALITY) for shot, photo in photos.items()}
+    return "male" if traits.male else "female", "Drawn", traits.age, files
 
 
 def mask_person(person, folder, seed):
-    """What draw_people yields, for one person of find_people; depends on the arguments alone."""
+    """As draw_files, for one person of find_people; depends on the arguments alone."""
     rng = np.random.default_rng(person_seed(seed, person["id"]))
     chosen = rng.permutation(len(person["photos"]))[: len(SHOTS)]
     photos = [person["photos"][number] for number in chosen]
@@ -89,7 +87,7 @@ def encode(photo, quality):
 
 
 def write_photo(path, jpeg):
-    with atomic_write(path) as file:
+    with atomic_write(path, sync=False) as file:  # a power cut leaves the whole data set hidden
         file.write(jpeg)
 
 
@@ -163,12 +161,10 @@ def make_sample(output, people, eval_people, seed):
             "a person of each gender in each age group"
         )
     with new_folder(output) as part:
-        drawn = draw_people(seed, TRAIN, people)
-        write_train(part / "train", tqdm(drawn, "train", people, unit="person", disable=None))
-        drawn = draw_people(seed, EVAL, eval_people)
-        write_eval(
-            part / "eval", tqdm(drawn, "eval", eval_people, unit="person", disable=None), seed
-        )
+        draw = partial(draw_files, seed=seed, split=TRAIN)
+        write_train(part / "train", in_processes(draw, range(people), "train"))
+        draw = partial(draw_files, seed=seed, split=EVAL)
+        write_eval(part / "eval", in_processes(draw, range(eval_people), "eval"), seed)
 
 
 def make_masked_sample(args):
@@ -218,12 +214,12 @@ def get_args_parser():
     add = parser.add_argument
     add("--output", required=True, help="a new or empty folder")
     add("--people", type=cli.positive_int,
-        help=f"people to train on (default: {PEOPLE}, or all of --faces but those to submit for)")
+        help=f"people in train/ (default: {PEOPLE}, or all of --faces who aren't in eval/)")
     add("--eval-people", type=cli.positive_int,
-        help="other people to submit for (default: a quarter of --people, at least 6; with "
-             "--faces a tenth of the people)")
+        help="other people, in eval/ (default: a quarter of --people, at least 6; with --faces a "
+             "tenth of the people)")
     add("--seed", type=cli.seed_int, default=config.SEED,
-        help="who is drawn (default: %(default)s)")
+        help="random seed (default: %(default)s)")
     add("--faces", metavar="DIR",
         help="public photos of faces, on which masks are drawn (default: people are drawn)")
     add("--labels", metavar="FILE",

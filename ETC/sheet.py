@@ -15,16 +15,15 @@ SIDE, LINE, GAP, FONT_SIZE = 310, 20, 12, 13  # in pixels
 # With Hangul, for file names; of Windows, macOS and Linux, where Pillow finds them by name.
 FONTS = ("malgun.ttf", "AppleSDGothicNeo.ttc", "NotoSansCJK-Regular.ttc", "NanumGothic.ttf")
 COLORS = {"mask": BLUE, "incorrect": ORANGE, "normal": GREEN}  # by the mask head's answer
-MAX_PHOTOS = 100
 MAX_LINES = 6  # of answers below a photo
 
 
 def draw_sheet(faces):
-    """Draw the first MAX_PHOTOS photos of predictions.csv's table, which has a row a face, with
-    their paths in the column photo. Returns a PIL image.
+    """Draw the photos of predictions.csv's table, which has a row per face, with their paths in the
+    column photo. Returns a PIL image.
     """
     photos = [rows.to_dict("records") for _, rows in faces.groupby("photo", sort=False)]
-    tiles = [draw_photo(rows) for rows in photos[:MAX_PHOTOS]]
+    tiles = [draw_photo(rows) for rows in photos]
     return arrange([tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)])
 
 

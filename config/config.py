@@ -46,7 +46,7 @@ SEED = 777
 FOCAL_GAMMA = 2.0
 LABEL_SMOOTHING = 0.1
 AGE_SIGMA = 3.0  # years
-BN_MOMENTUM = 0.1  # PyTorch's; the 0.01 or less of some packages takes hundreds of steps
+BN_MOMENTUM = 0.1  # PyTorch's; at the 0.01 or less of some packages, statistics lag behind
 FREEZE_BN = False
 WARMUP = 0.1  # share of all steps in which the cosine schedule rises to --lr
 

@@ -117,7 +117,7 @@ def crop_settings(args, files, device):
     stored, rows = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
     source = Path(args.data_dir) / "train" / "images"
     # The record may be of other photos, with the same --crop-dir.
-    same = any(file in rows and is_of(rows[file], fingerprint(source / file)) for file in files)
+    same = any(is_current(rows[file], fingerprint(source / file)) for file in files if file in rows)
     if not same or "face_width" not in stored or not settings.items() <= stored.items():
         detector, widths = detector_of_process(device), []
         for file in random.Random(0).sample(files, min(len(files), MEASURED)):
@@ -143,6 +143,7 @@ def crop_photos(photos, settings, device, args, all_faces=False):
     size = args.crop_batch_size or config.CROP_BATCH_SIZE[device.type]
     batches = [photos[start : start + size] for start in range(0, len(photos), size)]
     batches = batches[rank() :: world_size()]
+    share = [photo for batch in batches for photo in batch]
     crop = partial(
         crop_images, settings=settings, device=device, batch_size=size, all_faces=all_faces
     )
@@ -150,17 +151,19 @@ def crop_photos(photos, settings, device, args, all_faces=False):
     detector_of_process(device)  # once for all workers, if they are forked
     read = partial(read_photo, settings=settings)
     loader = DataLoader(
-        [photo for batch in batches for photo in batch] if on_gpu else batches,
+        share if on_gpu else batches,
         batch_size=None,
         collate_fn=read if on_gpu else partial(crop_batch, read=read, crop=crop),
         num_workers=min(args.num_workers, len(batches)),
         worker_init_fn=cli.start_worker,
         generator=torch.Generator(),  # else it would change what training draws
     )
-    results = crop(loader) if on_gpu else loader
-    bar = {"leave": None, "unit": "batch", "disable": progress_off()}  # vanishes below another bar
-    for rows in tqdm(results, "crop", len(batches), **bar):
-        yield from rows
+    # leave=None: below another bar, it vanishes.
+    bar = tqdm(total=len(share), desc="crop", leave=None, unit="photo", disable=progress_off())
+    with bar:
+        for rows in crop(loader) if on_gpu else loader:
+            bar.update(sum(row["face"] == 1 for row in rows))  # each photo has one such row
+            yield from rows
 
 
 def read_photo(pair, settings):
@@ -185,7 +188,7 @@ def crop_images(photos, settings, device, batch_size, all_faces):
     """Yields lists of crop_photos' rows for an iterable of Photos. Those of one size pass the
     detector together, with at most the pixels of batch_size usual ones.
     """
-    group, sizes = [], None  # sizes: those that the group's photos share
+    group = []
     limit = batch_size * PHOTO_SIZE[0] * PHOTO_SIZE[1]  # pixels
     for photo in photos:
         if photo.image is None:
@@ -193,13 +196,17 @@ def crop_images(photos, settings, device, batch_size, all_faces):
             continue
         height, width, _ = photo.image.shape
         full = (len(group) + 1) * height * width > limit
-        if group and (full or (photo.size, photo.image.shape) != sizes):
+        if group and (full or sizes(photo) != sizes(group[0])):
             yield crop_group(group, settings, device, all_faces)
             group = []
         group.append(photo)
-        sizes = photo.size, photo.image.shape
     if group:
         yield crop_group(group, settings, device, all_faces)
+
+
+def sizes(photo):
+    """What Photos must share to pass the detector together."""
+    return photo.size, photo.image.shape
 
 
 def crop_group(photos, settings, device, all_faces):
@@ -239,7 +246,7 @@ def save_crop(image, box, path, size):
     Image.fromarray(image[y0:y1, x0:x1]).save(buffer, kind, quality=JPEG_QUALITY)
     if not path.parent.is_dir():
         make_folder(path.parent, "choose another --crop-dir")
-    with atomic_write(path, sync=False) as file:  # one that a power cut empties is made anew
+    with atomic_write(path, sync=False) as file:  # finished_crops sees one that a power cut emptied
         file.write(buffer.getbuffer())
 
 
@@ -273,9 +280,9 @@ def fingerprint(path):
     return (status.st_size, status.st_mtime_ns) if status else (0, 0)
 
 
-def is_of(row, fingerprint):
-    """Whether a manifest's row is of the photo with this fingerprint."""
-    return (row["source_size"], row["source_mtime_ns"]) == fingerprint
+def is_current(row, stamp):
+    """Whether a manifest's row is of the photo whose fingerprint is stamp."""
+    return (row["source_size"], row["source_mtime_ns"]) == stamp
 
 
 def finished_crops(source, folder, settings, fingerprints):
@@ -286,7 +293,7 @@ def finished_crops(source, folder, settings, fingerprints):
     done, (stored, rows) = {}, read_record(folder) if is_first() else ({}, {})
     for file in filter(rows.get, fingerprints) if stored == settings else ():
         row = rows[file]
-        if not is_of(row, fingerprints[file]):
+        if not is_current(row, fingerprints[file]):
             continue
         if row["method"] == "bad":  # it may have been the disk's fault
             image, *_, row["why"] = read_image(source / file)
@@ -310,7 +317,8 @@ def check_unchanged(folder, manifest):
     rows = read_record(folder)[1]
     now = [[rows.get(file, {}).get(name) for name in columns] for file in manifest["file"]]
     if now != manifest[columns].astype(object).to_numpy().tolist():
-        raise InputError(f"{folder}: cropped anew meanwhile; use another --crop-dir")
+        raise InputError(f"{folder}: another command replaced these crops; start again with a "
+                         "--crop-dir of your own")  # fmt: skip
 
 
 def crop_split(args, split, files, shots, settings, device):
@@ -335,7 +343,8 @@ def crop_split(args, split, files, shots, settings, device):
             done = finished_crops(source, folder, settings, fingerprints)
             missing = [file for file in files if file not in done]
             crop_missing(args, source, folder, fingerprints, done, settings, device)
-    manifest = pd.DataFrame([done[file] for file in files], columns=[*TYPES])
+    # The types that it is read with: resize_crops knows crops again by their rows.
+    manifest = pd.DataFrame([done[file] for file in files], columns=[*TYPES]).astype(TYPES)
     bad = [file for file in files if done[file]["method"] == "bad"]
     if missing:
         cropped = sum(done[file]["method"] != "bad" for file in missing)
@@ -352,7 +361,8 @@ def crop_split(args, split, files, shots, settings, device):
     if args.skip_bad:
         print("".join(f"left out: {problem}\n" for problem in problems), end="")
     else:
-        raise_problems(f"{args.data_dir}: {len(bad)} bad photos (or use --skip-bad)", problems)
+        what = f"{args.data_dir}: {len(bad)} photos can't be read; repair them or use --skip-bad"
+        raise_problems(what, problems)
     return manifest
 
 
@@ -401,9 +411,9 @@ def add_crop_arguments(parser):
     """Add the arguments that decide how photos are cropped."""
     add = parser.add_argument_group("face crops, in pixels of a photo of 384 x 512").add_argument
     add("--min-face-size", type=cli.positive_int, default=config.CROP["min_face_size"],
-        help="smallest face that the first look is for, in the photo's own pixels; less in "
-             "proportion, down to 20, where the shorter side is below 384; below 40, large JPEGs "
-             "aren't halved, which is slower (default: %(default)s)")
+        help="smallest face that the first look is for, in pixels of the photo itself; scaled "
+             "down, to 20 at least, in photos whose shorter side is below 384; below 40, large "
+             "JPEGs are read at full size, which is slower (default: %(default)s)")
     add("--margin-x", type=cli.natural_int, default=config.CROP["margin_x"],
         help="added left and right of the face's box (default: %(default)s)")
     add("--margin-y", type=cli.natural_int, default=config.CROP["margin_y"],
@@ -412,8 +422,8 @@ def add_crop_arguments(parser):
         help="side of the central crop of a photo without a face (default: %(default)s)")
     add("--second-look", action=argparse.BooleanOptionalAction,
         default=config.CROP["second_look"],
-        help="look again, with lower thresholds and then in a frame, where no face was found, as "
-             "the original didn't (default: yes)")
+        help="if no face is found, look again with lower thresholds, then with a frame around "
+             "the photo; the original didn't (default: yes)")
     add_crop_batch_size(add)
 
 

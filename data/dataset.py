@@ -111,6 +111,13 @@ def build_loader(dataset, batch_size, num_workers, device, train=False):
     )
 
 
+def crop_loader(paths, views, batch_size, num_workers, device):
+    """A DataLoader of the crops at paths, to predict: of a FaceDataset whose labels are all 0."""
+    crops = CropFiles(paths)
+    dataset = FaceDataset(crops, np.zeros(len(crops), np.int64), views, config.SEED)
+    return build_loader(dataset, batch_size, num_workers, device)
+
+
 def resize_crops(folder, manifest, side, num_workers):
     """Resize all crops of a manifest once, into a file beside them that training maps to memory:
     uint8 (photos, side, side, 3). Returns its path, which changes when the crops do.
@@ -120,24 +127,30 @@ def resize_crops(folder, manifest, side, num_workers):
     if is_first() and not path.exists():
         crops = CropFiles([folder / file for file in manifest["file"]])
         make_folder(folder.parent, "use --no-cache")
-        pool = ThreadPoolExecutor(max(1, num_workers))
-        with crop_lock(folder), pool:
+        with crop_lock(folder):
             check_unchanged(folder, manifest)
-            remove_leftovers(folder.parent)
-            with atomic_write(path) as file:
-                shape = (len(crops), side, side, 3)
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                parts = torch.arange(len(crops)).split(256)  # all at once would fill the memory
-                for part in tqdm(parts, "resize", unit="x 256 photos", disable=progress_off()):
-                    for image in pool.map(lambda i: resize(crops[i], side), part.tolist()):
-                        file.write(image.data)
+            if not path.exists():  # another command may have made it
+                remove_leftovers(folder.parent)
+                write_resized(path, crops, side, max(1, num_workers))
         for other in folder.parent.glob(f"resized_{side}.*.npy"):
             if other != path:
                 with contextlib.suppress(OSError):  # gone, or on Windows read by a training
                     other.unlink()
     gather(None)  # the other processes wait for the first one
     return path
+
+
+def write_resized(path, crops, side, threads):
+    """Write CropFiles, side pixels each way, as a .npy file: uint8 (N, side, side, 3)."""
+    bar = tqdm(total=len(crops), desc="resize", unit="photo", disable=progress_off())
+    with ThreadPoolExecutor(threads) as pool, bar, atomic_write(path) as file:
+        shape = (len(crops), side, side, 3)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in torch.arange(len(crops)).split(256):  # all at once would fill the memory
+            for image in pool.map(lambda i: resize(crops[i], side), part.tolist()):
+                file.write(image.data)
+                bar.update()
 
 
 def load_fold(images, manifest, args, device):

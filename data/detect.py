@@ -17,8 +17,8 @@ cv2.setNumThreads(1)  # the loader's workers use the cores already
 
 FACTOR = 0.709  # from a level of the pyramid to the next
 THRESHOLDS = (0.6, 0.7, 0.7)
-# Of the second look, which finds faces behind masks; and the smallest face that it takes, as a
-# share of the photo's shorter side: it sees smaller ones in landscapes too.
+# Of the second look, which finds faces behind masks; and the smallest face that it accepts, as a
+# share of the photo's shorter side: it takes parts of landscapes for smaller ones.
 SECOND_THRESHOLDS = (0.2, 0.2, 0.2)
 SECOND_FACE = 1 / 3
 # MTCNN misses faces that fill their photo or leave it, but sees them in a frame: its width, as a

@@ -24,7 +24,7 @@ DAMAGE = (
 )  # fmt: skip
 # Pillow recovers from what it warns about, such as odd tags.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-Image.MAX_IMAGE_PIXELS = 200_000_000  # as phones take; Pillow refuses twice as many, and more
+Image.MAX_IMAGE_PIXELS = 200_000_000  # as phones take; Pillow refuses more than twice as many
 HEIC = {".heic", ".heif"}
 READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
 if READS_HEIC:
@@ -48,21 +48,18 @@ def list_files(path, seen):
     """Yield path or, if it is a folder, the files in and below it in order of their names, without
     hidden folders. Links to folders are followed, to each folder once; seen: a set of those known.
     """
-    inside = [iter([path])]  # of each folder on the way down, what is still to come
-    while inside:
-        path = next(inside[-1], None)
-        if path is None:
-            inside.pop()
-        elif not os.path.isdir(path):
+    if not os.path.isdir(path):
+        yield path
+    elif (real := os.path.realpath(path)) not in seen:
+        seen.add(real)
+        try:
+            names = sorted(os.listdir(path))
+        except OSError:
             yield path
-        elif len(inside) == 1 or not path.name.startswith("."):
-            real = os.path.realpath(path)
-            if real not in seen:
-                seen.add(real)
-                try:
-                    inside.append(map(path.joinpath, sorted(os.listdir(path))))
-                except OSError:
-                    yield path
+            return
+        for inner in map(path.joinpath, names):
+            if not (inner.name.startswith(".") and os.path.isdir(inner)):
+                yield from list_files(inner, seen)
 
 
 def pick_photos(paths):
@@ -72,7 +69,8 @@ def pick_photos(paths):
     photos, others = [], []
     for path in paths:
         suffix, file = path.suffix.lower(), os.path.isfile(path) or not os.path.exists(path)
-        if not path.name.startswith("."):  # pipes are no files, and links to nothing bad photos
+        # A pipe is no photo; a link to nothing is one that can't be read.
+        if not path.name.startswith("."):
             is_photo = file and (kinds.get(suffix) in readable or suffix in HEIC)
             (photos if is_photo else others).append(path)
     return photos, others
@@ -83,7 +81,7 @@ def print_left_out(paths):
     kinds = ["folder" if path.is_dir() else path.suffix.lower() or "no suffix" for path in paths]
     if kinds:
         counts = ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
-        print(f"left out, as Pillow doesn't read them: {counts}")
+        print(f"left out, not photos that Pillow reads: {counts}")
 
 
 def orientation(image):
@@ -175,7 +173,7 @@ def read_image(path, side=None, most=8):
     side: as for load_smaller; most: 2, 4 or 8, by what a JPEG's sides are divided at most.
     """
     try:
-        with open(path, "rb") as file:  # a path, Pillow maps to memory: some TIFFs come garbled
+        with open(path, "rb") as file:  # given a path, Pillow garbles some TIFFs, mapped to memory
             return *decode(file, side, most), None
     except DAMAGE as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):

@@ -17,8 +17,8 @@ SHOT = r"normal|incorrect_mask|mask[0-9]+"
 SHOT_LABELS = {"normal": 0, "mask": 1, "incorrect_mask": 2}  # mask1 .. mask5 count as mask
 GENDER_LABELS = {"female": 0, "male": 1}
 NO_DATA = (
-    "put the competition's data there, name its folder with --data-dir or MAG_DATA_DIR, or draw "
-    "some: python -m ETC.sample --output input/data"
+    "put the competition's data there, name its folder with --data-dir or MAG_DATA_DIR, or "
+    "make sample data: python -m ETC.sample --output input/data"
 )
 
 
@@ -86,7 +86,7 @@ def leaves_folder(name):
     return not path.parts or bool(path.anchor) or ".." in path.parts or "\0" in name
 
 
-def same_name(name):
+def normalized(name):
     """A path in one form: macOS's archives split letters such as é, and Hangul, into several."""
     return unicodedata.normalize("NFC", os.path.normpath(name.strip()))
 
@@ -100,8 +100,8 @@ def find_names(folder, names):
             if not os.path.lexists(folder / place / part):
                 if place not in listed:
                     inner = os.listdir(folder / place) if os.path.isdir(folder / place) else []
-                    listed[place] = {same_name(own): own for own in inner}
-                part = listed[place].get(same_name(part), part)
+                    listed[place] = {normalized(own): own for own in inner}
+                part = listed[place].get(normalized(part), part)
             place /= part
         found.append(place.as_posix())
     return found
@@ -134,7 +134,7 @@ def read_people(data_dir):
         table,
         (~genders.isin(list(GENDER_LABELS)), "gender", "is not female or male"),
         (~(ages.between(0, 120) & (ages % 1 == 0)), "age", "is not a whole number from 0 to 120"),
-        (table["path"].map(same_name).duplicated(), "path", "is a duplicate"),
+        (table["path"].map(normalized).duplicated(), "path", "is a duplicate"),
         (outside, "path", "is outside images/"),
         (ids == "", "id", "is empty"),
     )
@@ -210,7 +210,8 @@ def fix_labels(images, path):
             missed.append(str(line))
     print(f"{path}: {len(fixes) - len(missed)} of {len(fixes)} rows applied")
     if missed:
-        print(f"{path}: not applied, for lack of the id or its old value: line {', '.join(missed)}")
+        lines = ", ".join(missed)
+        print(f"{path}: not applied, no such id or its label isn't the old value: line {lines}")
     return fixed
 
 
@@ -228,7 +229,7 @@ def read_info(data_dir):
     exists = np.array([os.path.isfile(images / file) for file in files])
     problems = problems_by_line(
         info,
-        (info["ImageID"].map(same_name).duplicated(), "ImageID", "is a duplicate"),
+        (info["ImageID"].map(normalized).duplicated(), "ImageID", "is a duplicate"),
         (outside, "ImageID", "is outside images/"),
         (~outside & ~exists, "ImageID", "is not in images/"),
     )
@@ -242,11 +243,11 @@ def read_answers(path, info):
     Raises InputError when an image has no answer from 0 to 17.
     """
     table = read_table(path, ["ImageID", "ans"], "it should hold the true classes")
-    names = table["ImageID"].map(same_name)
+    names = table["ImageID"].map(normalized)
     duplicate = names.duplicated(), "ImageID", "is a duplicate"
     raise_problems(path, problems_by_line(table, duplicate))
     classes = pd.to_numeric(table.set_index(names)["ans"], errors="coerce")
-    answers = info["ImageID"].map(same_name).map(classes)
+    answers = info["ImageID"].map(normalized).map(classes)
     wrong = info["ImageID"][~answers.isin(range(18))]
     raise_problems(path, [f"{name} has no class from 0 to 17" for name in wrong])
     if len(answers) > 1 and (answers == 0).all():

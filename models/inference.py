@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from models.network import average_logits, fold_batch_norm, load_network, normalize
 from utils.cli import InputError
-from utils.device import gather_batches, progress_off
+from utils.device import autocast, gather_batches, progress_off
 from utils.files import atomic_write
 
 OPSET = 17
@@ -101,7 +101,7 @@ def predict(members, loader, device, precision):
     for *views, _ in tqdm(loader, "predict", leave=None, unit="batch", disable=progress_off()):
         views = [images.to(device, non_blocking=True) for images in views]
         for target, networks in members.items():
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            with autocast(device, precision):
                 logits = [network(views[i]) for network, seen in networks for i in seen]
             # Left on the device: fetching it here would make the CPU wait for the GPU.
             batches[target].append(torch.stack(logits).double().softmax(dim=2).mean(dim=0))

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
@@ -163,7 +164,7 @@ def named_download(url):
         way_out = "--weights, --no-pretrained, --model efficientnet-lite0 or another TORCH_HOME"
         why = f"can't be downloaded ({error}); use {way_out}"
         if file.exists():
-            why = "damaged; delete it to have it downloaded anew"
+            why = "damaged or not readable; delete it to have it downloaded anew"
         raise InputError(f"{file}: {why}") from error
 
 
@@ -229,6 +230,9 @@ def load_weights(network, name, path):
     ):
         raise InputError(f"{path}: neither a state dict nor a best.pth, which --weights takes; "
                          "save another checkpoint's state dict alone")  # fmt: skip
+    # torchvision's DenseNet files are older than its names of layers.
+    state = {re.sub(r"(denselayer\d+\.(norm|relu|conv))\.(\d)", r"\1\3", key): value
+             for key, value in state.items()}  # fmt: skip
     own = network.state_dict()
     classifier, _ = find_classifier(network)
     for key in (f"{classifier}.weight", f"{classifier}.bias"):
@@ -238,6 +242,6 @@ def load_weights(network, name, path):
         del state[key]  # of the classifiers that build_torchvision removes
     try:
         network.load_state_dict(state)
-    except RuntimeError as error:
-        differing = str(error).splitlines()[1].strip()[:150]  # of perhaps hundreds of keys
+    except (RuntimeError, ValueError) as error:
+        differing = str(error).splitlines()[:2][-1].strip()[:150]  # of perhaps hundreds of keys
         raise InputError(f"{path}: not weights of {name} ({differing})") from error

@@ -191,7 +191,9 @@ def test_one_part_alone_or_with_problems(data_dir):
 def test_photos_without_a_table(data_dir, tmp_path):
     assert_refused(check(data_dir.parent), "train.csv", "photos in", "--data-dir")
     (data_dir / "train/train.csv").unlink()
-    assert_refused(check(data_dir, "--split", "train"), "but photos in", "one row a person")
+    assert_refused(check(data_dir, "--split", "train"), "but photos in", "one row per person")
     (data_dir / "eval/info.csv").unlink()
     assert_refused(check(data_dir, "--split", "eval"), "info.csv", "ImageID,ans", "ETC.predict")
+    shutil.rmtree(data_dir / "eval")  # the train photos are none of it
+    assert_refused(check(data_dir, "--split", "eval"), "info.csv: no such file; put")
     assert_refused(check(tmp_path / "nowhere"), "train.csv: no such file; put", "ETC.sample")

@@ -140,10 +140,10 @@ def test_what_cannot_be_compared_is_left_out_or_refused(write_runs, tmp_path):
     printed = compare(first, mask)
     assert "\nmask," in printed
     assert f"age: left out, because {mask} has no run of it" in printed
-    assert f"{mask}: no 18 classes, because it lacks a head" in printed
+    assert f"{mask}: 18 classes not scored: a head is missing" in printed
     other = write_runs("other", 0.6, folds=(0,), targets=["mask"])
     write_runs("other", 0.6, targets=["age", "gender"])
-    assert "no 18 classes, because its heads have different folds" in compare(other)
+    assert "18 classes not scored: its heads have different folds" in compare(other)
     done = compare(mask, write_runs("age", 0.6, targets=["age"]), run=run)
     assert_refused(done, "no head of which each of them has a run")
     assert_refused(compare(first, other, run=run), "other val photos", "other", "--label-fixes")

@@ -4,14 +4,7 @@ import sys
 
 import pytest
 
-from config import config
 from conftest import ROOT
-
-
-def test_the_originals_values():
-    assert (config.SEED, config.NUM_FOLDS, config.FOCAL_GAMMA) == (777, 5, 2)
-    assert (config.AGE_BORDER, config.OFFICIAL_AGE_BORDER) == (59, 60)
-    assert {"margin_x": 20, "margin_y": 30, "center_size": 300}.items() <= config.CROP.items()
 
 
 def test_folders_and_processes_come_from_the_environment():

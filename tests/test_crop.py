@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -93,6 +94,21 @@ def test_crops_are_the_photos_inside_their_boxes(sample_dir):
     texts = {(sample_dir / split / "crops.json").read_text() for split in ("train", "eval")}
     assert len(texts) == 1
     assert 120 < json.loads(texts.pop())["face_width"] < 180
+
+
+def test_without_the_second_look_missed_faces_are_cropped_centrally(sample_dir, tmp_path):
+    methods = pd.read_csv(sample_dir / "train/crops.csv")["method"].value_counts()
+    hidden, absent = methods["mtcnn, second look"], methods.get("center", 0)
+    for option, again, missed in (
+        ("--second-look", hidden, absent), ("--no-second-look", 0, hidden + absent),
+    ):  # fmt: skip
+        printed = crop_train(sample_dir, "--crop-dir", tmp_path / option, option)
+        assert re.search(rf"train: +84 photos +{again} found by the second look +{missed} without",
+                         printed), printed  # fmt: skip
+        rows = pd.read_csv(tmp_path / option / "train/crops.csv")
+        centre = rows[rows["method"] == "center"]
+        assert len(centre) == missed
+        assert (centre[BOX] == [42, 106, 342, 406]).all(axis=None)
 
 
 def test_photos_of_other_sizes_and_kinds(photos_dir, tmp_path):
@@ -266,15 +282,15 @@ def test_crops_are_made_once_and_again_where_something_changed(photos_dir):
 
 
 def test_bad_photos_are_all_named_or_left_out(photos_dir):
-    crop_train(photos_dir)
     photos = sorted((photos_dir / "train/images").glob("*/mask*.jpg"))[:3]
     whole = photos[0].read_bytes()
     for photo, content in zip(photos, (whole[:2000], b"", b"<html>not found</html>")):
         photo.write_bytes(content)
     names = [photo.relative_to(photos_dir).as_posix() for photo in photos]
     done = crop_train(photos_dir, run=run)
-    assert_refused(done, photos_dir, "3 bad photos", "--skip-bad", *names)
-    assert len(list((photos_dir / "train/new_img").glob("*/*.jpg"))) == 11  # no old crops of them
+    assert_refused(done, photos_dir, "3 photos can't be read", "--skip-bad", *names)
+    crops = photos_dir / "train/new_img"
+    assert len(list(crops.glob("*/*.jpg"))) == 11  # all others are cropped by now
 
     out = crop_train(photos_dir, "--skip-bad")
     assert all(f"left out: {name}: not a readable image" in out for name in names)
@@ -287,6 +303,11 @@ def test_bad_photos_are_all_named_or_left_out(photos_dir):
     assert all(f"left out: {name}: not a readable image" in again for name in names)
     assert "cropped to" not in again
     assert record.stat().st_mtime_ns == written
+    photos[0].write_bytes(whole)
+    assert "1 photos cropped" in crop_train(photos_dir, "--skip-bad")
+    photos[0].write_bytes(whole[:2000])  # whose crop goes
+    crop_train(photos_dir, "--skip-bad")
+    assert not (crops / photos[0].relative_to(photos_dir / "train/images")).exists()
     photos[0].write_bytes(whole)
     assert "1 photos cropped" in crop_train(photos_dir, "--skip-bad")
     for photo in photos[1:]:
@@ -404,7 +425,7 @@ def test_crops_that_are_replaced_meanwhile_are_noticed(photos_dir, sample_dir, r
 
     monkeypatch.setattr(module, name, replaced)
     done = run(script, *command, "--data-dir", data_dir, "--num-workers", 0)
-    assert_refused(done, "cropped anew meanwhile")
+    assert_refused(done, "another command replaced these crops")
     assert not [*tmp_path.glob("x.csv"), *tmp_path.glob("runs/*/best.pth")]
 
 

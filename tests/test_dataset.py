@@ -1,5 +1,6 @@
 """data/dataset.py: the same pixels for every number of workers, with and without the cache."""
 
+import contextlib
 import re
 import shutil
 from argparse import Namespace
@@ -13,7 +14,14 @@ from PIL import Image
 import data.dataset
 from config import config
 from data.augment import resize
-from data.crop import TYPES, crop_folder, write_manifest
+from data.crop import (
+    TYPES,
+    crop_folder,
+    crop_settings,
+    crop_split,
+    get_args_parser,
+    write_manifest,
+)
 from data.dataset import (
     CropFiles,
     FaceDataset,
@@ -138,7 +146,7 @@ def copy_crops(sample_dir, folder):
     return crops
 
 
-def test_resized_crops_are_made_once_and_again_when_crops_change(sample_dir, tmp_path):
+def test_resized_crops_are_made_once_and_again_when_crops_change(sample_dir, tmp_path, monkeypatch):
     folder = copy_crops(sample_dir, tmp_path)
     manifest = read_manifest(sample_dir)
     path = resize_crops(folder, manifest, 64, 0)
@@ -149,6 +157,17 @@ def test_resized_crops_are_made_once_and_again_when_crops_change(sample_dir, tmp
     time = path.stat().st_mtime_ns
     assert resize_crops(folder, manifest, 64, 2) == path
     assert path.stat().st_mtime_ns == time
+
+    def held(*_):
+        """The lock, which another command holds while it resizes them too."""
+        return contextlib.nullcontext(shutil.copy(path, expected))
+
+    expected = path.with_name(path.name.replace("resized_64", "resized_96"))
+    with monkeypatch.context() as patch:
+        patch.setattr(data.dataset, "crop_lock", held)
+        assert resize_crops(folder, manifest, 96, 2) == expected
+    assert np.load(expected).shape == pixels.shape  # as the other command left it
+    expected.unlink()
 
     other_size = resize_crops(folder, manifest, 80, 2)
     Image.new("RGB", (90, 120)).save(folder / manifest["file"][0])
@@ -161,8 +180,25 @@ def test_resized_crops_are_made_once_and_again_when_crops_change(sample_dir, tmp
     assert set(path.parent.glob("*.npy")) == {other_size, remade}  # the old one is gone
 
     manifest.loc[3, "x0"] += 1  # as if another command had cropped with other margins meanwhile
-    with pytest.raises(InputError, match="cropped anew meanwhile"):
+    with pytest.raises(InputError, match="another command replaced these crops"):
         resize_crops(folder, manifest, 64, 2)
+
+
+def test_resized_crops_are_known_again_without_bad_photos(sample_dir, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(sample_dir / "train/images", folder / "train/images")
+    shutil.copy(sample_dir / "train/train.csv", folder / "train")
+    photo = next((folder / "train/images").glob("*/mask1.jpg"))
+    photo.write_bytes(b"no photo")
+    images, files = list_train_images(folder), []
+    options = ["--data-dir", str(folder), "--skip-bad"]
+    args = get_args_parser().parse_args(options)
+    settings = crop_settings(args, images["file"].tolist(), CPU)
+    for _ in range(2):  # the second one reads what the first one wrote
+        manifest = crop_split(args, "train", images["file"], images["shot"], settings, CPU)
+        readable = manifest[manifest["method"] != "bad"]
+        files.append(resize_crops(folder / "train/new_img", readable, 64, 0))
+    assert files[0] == files[1]
 
 
 # --- folds

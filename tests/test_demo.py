@@ -184,10 +184,10 @@ def test_a_full_disk_gets_a_sentence(tmp_path, monkeypatch, capsys):
     taken.mkdir()
     events = {event.name: event.fn for event in demo.build_page(fail, taken).fns.values()}
     name, *_ = events["take"]([photo])
-    with pytest.raises(gradio.Error, match="answered now"):
+    with pytest.raises(gradio.Error, match="classified right now"):
         events["respond"](name)
     monkeypatch.setattr(shutil, "copyfile", fail)
-    with pytest.raises(gradio.Error, match="answered now"):
+    with pytest.raises(gradio.Error, match="classified right now"):
         events["take"]([photo])
     assert not [*taken.iterdir()]
     assert capsys.readouterr().err.count("No space left on device") == 2
@@ -285,7 +285,7 @@ def test_refused(address, runs_dir, tmp_path):
     assert_refused(refused, f"--port {port}: in use", "choose another")
     assert_refused(run("-m", "ETC.demo", "--port", 65536), "65536 is not a port")
     refused = run("-m", "ETC.demo", "--runs", runs_dir, "--host", "::1")
-    assert_refused(refused, "--host ::1: give a name")
+    assert_refused(refused, "argument --host: ::1 is not a name")
     assert_refused(run("-m", "ETC.demo", "--runs", tmp_path / "none"), "none", "best.pth")
 
 

@@ -233,4 +233,4 @@ def test_what_is_no_photo_is_counted_by_suffix(tmp_path, capsys):
     photos, others = pick_photos(sorted(tmp_path.iterdir()))
     assert [photo.name for photo in photos] == ["a.JPG", "b.webp", "c.HEIC", "d.mpo"]
     print_left_out(others)
-    assert "read them: 2 .dng, 1 no suffix, 1 folder" in capsys.readouterr().out
+    assert "Pillow reads: 2 .dng, 1 no suffix, 1 folder" in capsys.readouterr().out

@@ -202,7 +202,7 @@ def test_photos_are_listed_without_hidden_and_foreign_files(folder, capsys):
     assert images["shot"].tolist()[:4] == ["incorrect_mask", "mask1", "mask2", "normal"]
     assert len(images) == 7
     assert images["group"].tolist() == ["000001"] * 5 + ["000003", "000004"]
-    assert "left out, as Pillow doesn't read them: 1 .db" in capsys.readouterr().out
+    assert "left out, not photos that Pillow reads: 1 .db" in capsys.readouterr().out
 
 
 def test_only_the_competitions_ids_make_one_person_of_two(folder):
@@ -304,7 +304,7 @@ def test_label_fixes(sample_dir, tmp_path, capsys):
     assert f"{one['id']}, gender {one['gender']} -> {other}: 7 photos" in printed[0]
     assert printed[4:] == [
         f"{path}: 4 of 6 rows applied",
-        f"{path}: not applied, for lack of the id or its old value: line 3, 7",
+        f"{path}: not applied, no such id or its label isn't the old value: line 3, 7",
     ]
 
 

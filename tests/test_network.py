@@ -1,3 +1,4 @@
+import re
 import sys
 import types
 from unittest.mock import Mock
@@ -208,6 +209,17 @@ def test_weights_from_a_file(tmp_path):
         assert torch.equal(state[key], source[key].to(state[key].dtype))
 
 
+def test_weights_of_older_names(tmp_path):
+    """torchvision's DenseNet files have norm.1 where its network has norm1."""
+    path = tmp_path / "densenet121.pth"
+    source = build_network("densenet121", 1000, 64).state_dict()
+    older = {re.sub(r"(denselayer\d+\.[a-z]+)(\d)", r"\1.\2", key): source[key] for key in source}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    torch.save(older, path)
+    state = build_network("densenet121", 1000, 64, weights=path).state_dict()
+    assert all(torch.equal(state[key], source[key]) for key in source)
+
+
 HEAD = {"target": "age", "fold": 0}
 
 
@@ -220,6 +232,12 @@ def test_weights_from_a_checkpoint(tmp_path):
     other = build_network("efficientnet-b0", 2, 64, path).state_dict()  # all but its classifier
     assert other["_fc.weight"].shape == (2, 1280)
     assert torch.equal(other["_conv_stem.weight"], source["_conv_stem.weight"])
+
+
+def test_a_state_dict_of_an_unknown_version_is_named(tmp_path):
+    torch.save(dict(build_network("mnasnet0_5", 3, 64).state_dict()), tmp_path / "plain.pth")
+    with pytest.raises(InputError, match=r"plain\.pth: not weights of mnasnet0_5 \(version should"):
+        build_network("mnasnet0_5", 3, 64, weights=tmp_path / "plain.pth")
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
@@ -255,7 +273,7 @@ def test_a_damaged_download_is_named(tmp_path, monkeypatch, model, name, content
         torch.save(build_network("efficientnet-b1", 1000, 64).state_dict(), file)
     if content == "half":
         file.write_bytes(file.read_bytes()[:9999])
-    with pytest.raises(InputError, match=f"{name}: damaged; delete it"):
+    with pytest.raises(InputError, match=f"{name}: damaged or not readable; delete it"):
         build_network(model, 3, 64, pretrained=True)
 
 

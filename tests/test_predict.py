@@ -243,6 +243,9 @@ def test_a_share_of_bad_photos_gets_an_empty_table(crowd, runs_dir, tmp_path):
     assert done.returncode == 1
     assert "3 broken.jpg: not a readable image" in done.stderr
     assert pd.read_csv(output).empty
+    again = run("-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0, "--output",
+                output, "--shard", "5/7", "--resume")  # fmt: skip
+    assert again.returncode == 1
     output.write_text("an earlier table\n")
     refused = run("-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0, "--output",
                   output, "--shard", "5/7")  # fmt: skip
@@ -292,7 +295,7 @@ def test_linked_folders_are_followed_once(classify, photo, tmp_path):
     (tmp_path / "photos/notes.txt").touch()
     table, printed = classify(tmp_path / "photos")
     assert len(table) == 2
-    assert "left out, as Pillow doesn't read them: 1 .txt" in printed
+    assert "left out, not photos that Pillow reads: 1 .txt" in printed
 
 
 def test_what_is_read_is_not_overwritten(photo, runs_dir, tmp_path):
@@ -321,7 +324,7 @@ def test_what_is_read_is_not_overwritten(photo, runs_dir, tmp_path):
 
 
 @pytest.mark.parametrize("enlarged", [1, 5])  # a JPEG of five times the size is decoded smaller
-def test_sheet_shows_boxes_and_answers_of_the_first_photos(photo, tmp_path, monkeypatch, enlarged):
+def test_sheet_shows_boxes_and_answers(photo, tmp_path, enlarged):
     with Image.open(photo) as small:
         photo = tmp_path / "enlarged.jpg"
         small.resize([enlarged * side for side in small.size]).save(photo)
@@ -341,5 +344,17 @@ def test_sheet_shows_boxes_and_answers_of_the_first_photos(photo, tmp_path, monk
     assert len({*marks}) == 3
     crowd = pd.DataFrame([{**row, "face": number} for number in range(1, 30)])
     assert draw_sheet(crowd).height < 2 * SIDE
-    monkeypatch.setattr("ETC.sheet.MAX_PHOTOS", 1)
-    assert draw_sheet(pd.DataFrame([row, {**row, "photo": FACES[0]}])).size == picture.size
+
+
+def test_sheet_shows_the_first_photos(crowd, runs_dir, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        predict, "draw_sheet", lambda faces: seen.append(faces) or draw_sheet(faces)
+    )
+    monkeypatch.setattr(predict, "MAX_PHOTOS", 3)
+    output = tmp_path / "out.csv"
+    done = run("-m", "ETC.predict", crowd, "--runs", runs_dir, "--num-workers", 0, "--output",
+               output, "--all-faces")  # fmt: skip
+    assert "out_sheet.png shows the first 3 photos" in done.stdout
+    assert seen[0]["file"].tolist() == pd.read_csv(output)["file"][: len(seen[0])].tolist()
+    assert seen[0]["photo"].nunique() == 3

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -124,6 +125,7 @@ def test_damaged_values_are_refused(table, tmp_path):
         text.to_csv(folder / "val_predictions.csv", index=False)
         assert_refused(run("-m", "ETC.report", folder), "val_predictions.csv", "probability")
     for column, value, words in (
+        ("loss", "inf", "a loss is missing or not finite"),
         ("method", "", "line 5: no method; restore it"),
         ("label", "old", "can't be read ('old' is none of under30, 30to59, 60plus)"),
     ):
@@ -146,6 +148,11 @@ def test_crops_elsewhere(finished_run, table, tmp_path):
     assert_refused(run("-m", "ETC.report", folder), "normal.jpg", "--data-dir", "data.crop")
     arguments = json.loads((finished_run / "config.json").read_text())
     run_ok("-m", "ETC.report", folder, "--data-dir", arguments["data_dir"])
+    crops = tmp_path / "crops/train"
+    shutil.copytree(Path(arguments["data_dir"]) / "train/new_img", crops / "new_img")
+    run_ok("-m", "ETC.report", folder, "--crop-dir", crops.parent)
+    folder = write_run(tmp_path / "other", table, **{**gone, "crop_dir": crops.parent})
+    run_ok("-m", "ETC.report", folder)
 
 
 @pytest.fixture

@@ -224,15 +224,6 @@ def test_options_of_other_versions_of_pytorch(command, tmp_path, uninterrupted):
     del last["arguments"]["age_sigma"]  # and of this repository: as if it had been added since
     [options] = last["optimizer"]["param_groups"]
     del options["maximize"]
-    options["new"] = 1
     torch.save(last, path)
     run_ok(*command, "--epochs", 2, "--resume")
     assert_same_run(tmp_path / "age_fold0", uninterrupted)
-
-
-def test_what_a_run_killed_in_its_first_epoch_leaves_is_not_replaced(command, tmp_path):
-    (tmp_path / "age_fold0").mkdir()
-    (tmp_path / "age_fold0/best.pth").write_bytes(b"precious")
-    assert_refused(run(*command), "age_fold0", "--overwrite")
-    assert_refused(run(*command, "--resume"), "last.pth", "--overwrite")
-    assert (tmp_path / "age_fold0/best.pth").read_bytes() == b"precious"

@@ -139,7 +139,7 @@ def test_bad_images_get_the_most_frequent_class(command, sample_dir, tmp_path):
     submission = pd.read_csv(tmp_path / "submission.csv").set_index("ImageID")["ans"]
     most_frequent = submission.drop(bad.name).mode()[0]
     assert (len(submission), submission[bad.name]) == (42, most_frequent)
-    assert f"given class {most_frequent}: 1" in out
+    assert f"1 images can't be read: given the most frequent class, {most_frequent}" in out
     table = pd.read_csv(tmp_path / "probabilities.csv").set_index("ImageID")
     assert table.loc[bad.name].isna().all()
     assert table.drop(bad.name).notna().all(axis=None)

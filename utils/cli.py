@@ -11,16 +11,14 @@ import signal
 import sys
 import threading
 
-import torch
-
 from config import config
 
 AT_END = contextlib.ExitStack()  # closed when a command, or Python, ends
 atexit.register(AT_END.close)
-# What is in errors for which PyTorch and Python have no types, or which torch.compile wraps.
+# Texts of errors that have no type of their own, or that torch.compile wraps.
 OUT_OF_MEMORY = (
-    r"allocate memory|DataLoader worker \(pid|shared memory|new thread|open files|"
-    r"CUDA error: out of memory|_ALLOC_FAILED|OutOfMemoryError"
+    r"out of memory|allocate memory|DataLoader worker \(pid|shared memory|new thread|open files|"
+    r"_ALLOC_FAILED|OutOfMemoryError"
 )
 NO_COMPILER = "InvalidCxxCompiler|TritonMissing|working triton|GPUTooOldForTriton"
 
@@ -59,7 +57,7 @@ def run(main, on_interrupt="nothing was written"):
         if handler != signal.SIG_IGN:  # as a shell script's `command &` ignores Ctrl-C
             signal.signal(number, stop)
     try:
-        # Made before the workers, whose own would stay behind when stop kills them.
+        # Made before the workers: a folder of their own would stay behind when stop kills them.
         folder = multiprocessing.util.get_temp_dir()
         if os.name != "nt" and len(os.fsencode(folder)) > 85:  # what their sockets' paths allow
             raise InputError(f"{folder}: too long a path for PyTorch's workers; set TMPDIR to a "
@@ -78,8 +76,7 @@ def run(main, on_interrupt="nothing was written"):
     except (MemoryError, RuntimeError) as error:
         if re.search(NO_COMPILER, f"{type(error).__name__}: {error}"):
             fail("--compile: needs g++ or, on a GPU, Triton that supports it; leave it out")
-        known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        if not known and not re.search(OUT_OF_MEMORY, str(error)):
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
         fail(f"out of memory; lower --batch-size, --crop-batch-size or --num-workers ({error})")
     except KeyboardInterrupt:
@@ -137,7 +134,7 @@ def checked(convert, accepts, meaning):
     return parse
 
 
-file_name = checked(str, bool, "a file name")
+file_name = checked(str, bool, "the name of a file or folder")
 positive_int = checked(int, lambda n: 1 <= n < 2**31, "a whole number from 1 to 2^31 - 1")
 natural_int = checked(int, lambda n: 0 <= n < 2**31, "a whole number from 0 to 2^31 - 1")
 worker_count = checked(int, lambda n: 0 <= n <= 256, "a whole number from 0 to 256")
@@ -151,9 +148,9 @@ fraction = checked(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
 # Each adds arguments with add, the add_argument method of a parser or a group.
 # fmt: off
 def add_data_arguments(add):
-    add("--data-dir", default=config.DATA_DIR,
+    add("--data-dir", type=file_name, default=config.DATA_DIR,
         help="folder that holds train/ and eval/ (default: MAG_DATA_DIR, or input/data)")
-    add("--crop-dir", default=config.CROP_DIR,
+    add("--crop-dir", type=file_name, default=config.CROP_DIR,
         help="folder for the face crops (default: MAG_CROP_DIR, or the data directory)")
     add("--skip-bad", action="store_true",
         help="go on without photos that can't be read (default: stop and name them)")
@@ -174,7 +171,7 @@ def add_precision_arguments(add):
     add("--precision", choices=("auto", "fp32", "fp16", "bf16"), default=config.PRECISION,
         help="auto: whichever the GPU does well, fp32 on a CPU (default: %(default)s)")
     add("--deterministic", action="store_true",
-        help="the same bits in every run on a GPU too; PyTorch warns of layers that can't do it "
+        help="bit-identical runs on a GPU too; PyTorch warns about layers that can't do it "
         "(default: faster kernels)")
 
 

@@ -29,10 +29,16 @@ def pick_device(name):
         torch.zeros(1, device=device).add_(1)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name}: {reason}; see ETC/MACHINES.md, or use auto") from error
+        way_out = "see ETC/MACHINES.md, or use --device cpu"
+        raise InputError(f"--device {name}: {reason}; {way_out}") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: not supported; use auto, cpu, cuda or cuda:1")
     return device
+
+
+def autocast(device, precision):
+    """torch.autocast in precision, a dtype; with torch.float32, a context that changes nothing."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
 def pick_precision(name, device):
@@ -53,7 +59,7 @@ def pick_precision(name, device):
 
 def use_deterministic_kernels():
     """From now on, give the same bits in every run on a GPU where PyTorch has kernels for that; it
-    warns of layers without. Call it before the first matrix product there, when cuBLAS reads the
+    warns about layers without. Call it before the first matrix product there, when cuBLAS reads the
     variable.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for

@@ -78,13 +78,13 @@ def load_last(folder, arguments, epochs):
     # An older version, or one before the user added an argument, has nothing to compare with.
     changed = [name for name in arguments if name in old and old[name] != arguments[name]]
     if changed:
-        own = ", ".join(as_typed(name, old[name]) for name in changed)
+        own = ", ".join(as_option(name, old[name]) for name in changed)
         raise InputError(f"{folder}: --resume needs the run's own arguments: {own}")
     load_checkpoint(folder / "best.pth")  # raises if it is damaged, rather than in test.py
     return last
 
 
-def as_typed(name, value):
+def as_option(name, value):
     """An argument of fixed_arguments as on the command line: "--lr 0.001" or "no --compile"."""
     option = name.replace("_", "-")
     if value is True:
@@ -105,10 +105,7 @@ def restore(last, network, optimizer, scaler, digest):
                          "--data-dir, --label-fixes and --skip-bad, or --overwrite")  # fmt: skip
     load_state(network, last)
     try:
-        state, [options] = last["optimizer"], optimizer.state_dict()["param_groups"]
-        # Other versions of PyTorch know other options.
-        known = {name: state["param_groups"][0].get(name, options[name]) for name in options}
-        optimizer.load_state_dict({**state, "param_groups": [known]})
+        optimizer.load_state_dict(last["optimizer"])
         scaler.load_state_dict(last["scaler"])
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{last['path']}: another optimizer's state; use --overwrite") from error
@@ -136,7 +133,7 @@ def save_epoch(folder, args, log, checkpoint, predictions, state):
     log: a log_row per epoch; checkpoint: for best.pth; predictions: the table of the val photos;
     state: what --resume needs besides the checkpoint.
     """
-    if len(log) == 1:  # beside the run that --overwrite replaces, which any failure leaves as it is
+    if len(log) == 1:  # not over the run that --overwrite replaces: all files at once, or none
         run, folder = folder, folder / ".first_epoch"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         make_folder(folder, "choose another --output-dir")

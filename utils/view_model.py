@@ -77,7 +77,7 @@ def get_args_parser():
         help=f"{MODELS_HELP} (default: %(default)s)")
     add("--resize", type=cli.input_size, default=config.RESIZE, metavar="PIXELS",
         help="side of the network's input (default: %(default)s)")
-    add("--checkpoint", metavar="FILE",
+    add("--checkpoint", type=cli.file_name, metavar="FILE",
         help="best.pth of a run, which overrides --model and --resize (default: none)")
     add("--depth", type=int, choices=(1, 2), default=1,
         help="1 shows the blocks, 2 the layers in them too (default: %(default)s)")
