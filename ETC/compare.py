@@ -23,7 +23,6 @@ from ETC.statistics import (
     INTERVAL,
     accuracy,
     bootstrap_confusions,
-    bootstrap_macro_f1,
     confusion_matrix,
     interval,
     macro_f1,
@@ -120,31 +119,38 @@ def check_same(name, sets):
             )
 
 
-def score(tables, num_classes):
-    """Macro-F1 of a set, from the tables of its members: of each run, a list of floats; of all
-    folds pooled, the mean over members; and the latter resampled over people, float (SAMPLES,).
+def pooled_score(tables, num_classes, measure):
+    """A set's score, from the tables of its members: of all folds pooled, the mean over members;
+    and that resampled over people, float (SAMPLES,).
+
+    measure: of confusion matrices, and of the one that they are resamples of.
     """
-    runs, pooled, resampled = [], [], []
+    pooled, resampled = [], []
     for table in tables:
-        for _, fold in table.groupby("fold"):
-            runs.append(macro_f1(confusion_matrix(fold["label"], fold["predicted"], num_classes)))
         answers = table["label"].to_numpy(), table["predicted"].to_numpy()
-        pooled.append(macro_f1(confusion_matrix(*answers, num_classes)))
-        resampled.append(bootstrap_macro_f1(*answers, table["person"], num_classes, SAMPLES))
-    return runs, np.mean(pooled), np.mean(resampled, axis=0)
+        whole = confusion_matrix(*answers, num_classes)
+        drawn = bootstrap_confusions(*answers, table["person"], num_classes, SAMPLES)
+        pooled.append(measure(whole, whole))
+        resampled.append(measure(drawn, whole))
+    return np.mean(pooled), np.mean(resampled, axis=0)
 
 
 def print_comparison(name, folders, sets, unit):
     """Print a line for each set: sets are the {member: table} of one classification; unit: of what
     a member's folds are, "runs" or "folds".
     """
-    people = next(iter(sets[0].values()))["person"].nunique()
+    people, num_classes = next(iter(sets[0].values()))["person"].nunique(), NUM_CLASSES[name]
     print(f"\n{name}, {people} val people")
     width, first = max(map(len, folders)) + 2, None
     header = f"{'':<{width + 9}}{'macro-F1':>10} +- {'std':<8}{'pooled':>8}"
     print(header + (f"{'difference':>12}  [95 % interval]" if len(folders) > 1 else ""))
     for folder, members in zip(folders, sets):
-        runs, pooled, resampled = score(members.values(), NUM_CLASSES[name])
+        runs = [
+            macro_f1(confusion_matrix(fold["label"], fold["predicted"], num_classes))
+            for table in members.values()
+            for _, fold in table.groupby("fold")
+        ]
+        pooled, resampled = pooled_score(members.values(), num_classes, macro_f1)
         deviation = f"{np.std(runs, ddof=1):.4f}" if len(runs) > 1 else "-"
         line = f"{folder:<{width}}{len(runs):>3} {unit:<5}{np.mean(runs):>10.4f} +- {deviation:<8}"
         line += f"{pooled:>8.4f}"
@@ -168,21 +174,16 @@ def print_groups(field, sets, num_classes):
     others = (f"    set {number}  difference{'':20}" for number in range(2, len(sets) + 1))
     print(f"  {f'by {field}':<{width}}people    set 1{''.join(others)}".rstrip())
     for group in groups.categories:
-        people = tables[0][0]["person"][groups == group].to_numpy()
-        line, first = f"  {group:<{width}}{len(np.unique(people)):>6}", None
+        people = tables[0][0]["person"][groups == group].nunique()
+        line, first = f"  {group:<{width}}{people:>6}", None
         for members in tables:
-            pooled, resampled = [], []
-            for table in members:
-                answers = table[["label", "predicted"]][groups == group].to_numpy().T
-                pooled.append(accuracy(confusion_matrix(*answers, num_classes)))
-                drawn = bootstrap_confusions(*answers, people, num_classes, SAMPLES)
-                resampled.append(accuracy(drawn))
-            mean, means = np.mean(pooled), np.mean(resampled, axis=0)
+            chosen = [table[groups == group] for table in members]
+            mean, means = pooled_score(chosen, num_classes, lambda found, _: accuracy(found))
             line += f"{mean:>9.4f}"
             if first is None:
                 first = mean, means
             else:
-                spread = interval(means - first[1], len(np.unique(people)))
+                spread = interval(means - first[1], people)
                 spread = "[{:+.4f}, {:+.4f}]".format(*spread) if spread else ""
                 line += f"{mean - first[0]:>+12.4f}  {spread:<18}"
         print(line.rstrip())

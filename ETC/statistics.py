@@ -64,12 +64,6 @@ def bootstrap_confusions(targets, predictions, groups, num_classes, samples=1000
     return confusions.astype(np.int64).reshape(samples, num_classes, num_classes)
 
 
-def bootstrap_macro_f1(targets, predictions, groups, num_classes, samples=1000, seed=0):
-    """Macro-F1 of each resample of bootstrap_confusions, with its arguments: float (samples,)."""
-    confusions = bootstrap_confusions(targets, predictions, groups, num_classes, samples, seed)
-    return macro_f1(confusions, confusion_matrix(targets, predictions, num_classes))
-
-
 def score_groups(groups, targets, predictions, people, num_classes, samples=1000):
     """The scores of each group of people, a list of Group.
 
@@ -122,6 +116,6 @@ def calibration(confidences, correct, bins=10):
     count = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
         confidence = np.bincount(index, confidences, minlength=bins) / count
-        correct = np.bincount(index, correct, minlength=bins) / count
-        error = np.nansum(np.abs(correct - confidence) * count) / count.sum()
-    return count, confidence, correct, float(error)
+        share = np.bincount(index, correct, minlength=bins) / count
+        error = np.nansum(np.abs(share - confidence) * count) / count.sum()
+    return count, confidence, share, float(error)

@@ -153,6 +153,12 @@ def damage(content, rng):
     return bytes(content)
 
 
+def contents(folder):
+    """{path: bytes} of all files in a folder, paths relative to it and with "/"."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
 @contextlib.contextmanager
 def made_once(tmp_path_factory, name):
     """A folder for the tests of all processes of pytest-xdist, and whether it has to be filled."""

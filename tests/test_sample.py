@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import SHOTS, assert_refused, run, run_ok
+from conftest import SHOTS, assert_refused, contents, run, run_ok
 from data.detect import build_detector, find_largest_faces
 from ETC import portrait, sample
 from utils.cli import InputError
@@ -20,11 +20,6 @@ PEOPLE = 6
 
 def read(path):
     return pd.read_csv(path, dtype=str).to_dict("records")
-
-
-def contents(folder):
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
