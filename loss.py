@@ -31,7 +31,7 @@ def ce_f1_loss(logits, targets):
 LOSSES = {
     "cross_entropy": F.cross_entropy,
     "focal": focal_loss,
-    "label_smoothing": F.cross_entropy,  # a share of each target spread over all classes
+    "label_smoothing": F.cross_entropy,  # with the option that build_loss gives it
     "f1": soft_f1_loss,
     "ce_f1": ce_f1_loss,
     "age_distribution": age_distribution_loss,  # a logit for each age; targets are ages in years

@@ -107,7 +107,7 @@ def learning_rates(args, epoch, steps):
     done = (np.arange(steps) + 1 + (epoch - 1) * steps) / (args.epochs * steps + 1)  # in (0, 1)
     warmup = config.WARMUP
     falling = (1 + np.cos(np.pi * (done - warmup) / (1 - warmup))) / 2
-    return (args.lr * np.minimum(done / warmup, np.where(done > warmup, falling, 1))).tolist()
+    return (args.lr * np.where(done < warmup, done / warmup, falling)).tolist()
 
 
 def main():
@@ -121,7 +121,7 @@ def main():
                          "number of processes")  # fmt: skip
     classes = config.CLASSES[args.target]
     images = list_train_images(args.data_dir)
-    images["fold"] = assign_folds(images, args.fold_seed)  # by the labels as they were given
+    images["fold"] = assign_folds(images, args.fold_seed)  # before fixes, which move nobody
     if args.label_fixes:
         images = fix_labels(images, args.label_fixes)
     folder = runs.prepare_folder(args)
@@ -130,9 +130,10 @@ def main():
 
     # The network before the crops, so that a download fails before hours of cropping.
     torch.manual_seed(args.seed)
+    # To resume, restore loads the weights, once the data is known to be the same.
     weights, pretrained = (None, False) if last else (args.weights, not args.no_pretrained)
-    age_border = args.age_border if args.loss == "age_distribution" else 0
-    network = build_network(args.model, len(classes), args.resize, weights, pretrained, age_border)
+    head_border = args.age_border if args.loss == "age_distribution" else 0  # 0: not an AgeHead
+    network = build_network(args.model, len(classes), args.resize, weights, pretrained, head_border)
     network = network.to(device)
     if world_size() > 1 and device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -144,7 +145,7 @@ def main():
     pixel_stats = torch.tensor(normalization(args.model), device=device)
     criterion = build_loss(args.loss, args.focal_gamma, args.label_smoothing, args.age_sigma)
     # In evaluation an AgeHead answers with the three groups, not with ages.
-    val_criterion = build_loss("cross_entropy") if age_border else criterion
+    val_criterion = build_loss("cross_entropy") if head_border else criterion
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     log = runs.restore(last, network, optimizer, scaler, digest) if last else []
@@ -181,7 +182,7 @@ def main():
                              "--overwrite and a lower --lr or --precision fp32")  # fmt: skip
         log.append(runs.log_row(epoch, train_loss, scores, classes))
         if is_first():
-            checkpoint = {**describe_head(args, age_border, settings),
+            checkpoint = {**describe_head(args, head_border, settings),
                           "network": network.state_dict()}  # fmt: skip
             state = {"arguments": fixed, "data": digest, "optimizer": optimizer.state_dict(),
                      "scaler": scaler.state_dict()}  # fmt: skip

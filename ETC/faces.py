@@ -26,7 +26,7 @@ from data.labels import (
     age_labels,
     full_gender,
     leaves_folder,
-    people_of,
+    person_ids,
     read_table,
 )
 from ETC.masks import face_frame
@@ -95,7 +95,7 @@ def read_labels(path):
         table["id"] = table["file"]
     if "race" not in table:
         table["race"] = "Unknown"
-    table["id"] = people_of(table["id"])
+    table["id"] = person_ids(table["id"])
     # Part of a folder's name in the data set that is made.
     races = table["race"].str.replace(r"\W+", "-", regex=True).str.strip("-").str[:40]
     table["race"] = races.replace("", "Unknown")

@@ -36,7 +36,7 @@ def draw_people(demo):
         output = Path(folder) / "predictions.csv"
         command = [sys.executable, "-m", "ETC.predict", *photos, "--runs", str(demo / "runs")]
         if subprocess.run([*command, "--output", str(output)], cwd=FOLDER.parent).returncode:
-            raise InputError(f"{demo}: run make demo first")
+            raise InputError("ETC.predict failed, as said above")
         rows = pd.read_csv(output)
     rows = rows.assign(photo=rows["file"], file=[f"class {ans}" for ans in rows["ans"]])
     tiles = [draw_photo([row]) for row in rows.to_dict("records")]
@@ -68,6 +68,8 @@ def main():
     parser.add_argument("--demo", type=Path, default=Path("demo"), metavar="FOLDER",
                         help="what make demo wrote (default: %(default)s)")  # fmt: skip
     demo = parser.parse_args().demo.resolve()
+    if not (demo / "submission.csv").exists():
+        raise InputError(f"{demo}: no finished demo; run make demo first")
     for name, picture in (
         ("people.webp", draw_people(demo)),
         ("run.webp", draw_run(demo / "runs" / "age_fold0")),

@@ -87,7 +87,7 @@ def encode(photo, quality):
 
 
 def write_photo(path, jpeg):
-    with atomic_write(path, sync=False) as file:  # a power cut leaves the whole data set hidden
+    with atomic_write(path, sync=False) as file:  # half drawn, the data set is hidden
         file.write(jpeg)
 
 

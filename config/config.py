@@ -1,6 +1,7 @@
 """Every default, most of them of a command-line argument with the same name.
 
-The values are the original solution's, except where a comment says why.
+The values are those of the original, the solution that came 3rd (README.md), except where a comment
+says why.
 """
 
 import os
@@ -22,8 +23,8 @@ CROP_DIR = os.environ.get("MAG_CROP_DIR") or None  # None: the data directory
 OUTPUT_DIR = "runs"
 FOLD = 0
 FOLD_SEED = 777  # not SEED: runs with other seeds keep the same val people
-# Training labels say 60+ from this age on, which gives the rare class more examples. With the loss
-# age_distribution, whose targets are years, it is the answers that do.
+# From this age on, people count as 60+, which gives the rare class more examples: in training
+# labels or, with the loss age_distribution, whose targets are years, in the answers.
 AGE_BORDER = 59
 
 # face crops, in pixels; margins and centre are those of a photo of 384 x 512
@@ -60,8 +61,9 @@ DEFAULTS = {
 SCHEDULE = "constant"
 TTA = "none"
 
-# What --recipe changes in these: nothing for "seed", the original's; "best" is what measured
-# better, "max" what scored highest, on a GPU (ETC/EXPERIMENTS.md).
+# What --recipe changes in these defaults, and in MODEL and FREEZE_BN: nothing for "seed", the
+# original's; "best" is what measured better, "max" what scored highest, on a GPU
+# (ETC/EXPERIMENTS.md).
 TUNED = {"lr": 1e-3, "schedule": "cosine", "augment": "light", "tta": "flip"}
 BEST = {
     "mask": {**TUNED, "augment": "wide", "epochs": 3, "freeze_bn": True},

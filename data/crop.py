@@ -44,7 +44,15 @@ from data.images import load_image, read_image
 from data.labels import list_train_images, raise_problems, read_info
 from utils import cli
 from utils.cli import InputError
-from utils.device import gather, is_first, join_processes, progress_off, rank, world_size
+from utils.device import (
+    from_first,
+    gather,
+    is_first,
+    join_processes,
+    progress_off,
+    rank,
+    world_size,
+)
 from utils.files import atomic_write, locked, make_folder, remove_leftovers, write_csv, write_json
 
 PHOTO_SIZE = 384, 512  # width and height of the competition's photos
@@ -116,52 +124,60 @@ def crop_settings(args, files, device):
     settings = {name: getattr(args, name) for name in config.CROP}
     stored, rows = read_record(crop_folder(args.data_dir, args.crop_dir, "train"))
     source = Path(args.data_dir) / "train" / "images"
-    # The record may be of other photos, with the same --crop-dir.
-    same = any(is_current(rows[file], fingerprint(source / file)) for file in files if file in rows)
-    if not same or "face_width" not in stored or not settings.items() <= stored.items():
-        detector, widths = detector_of_process(device), []
-        for file in random.Random(0).sample(files, min(len(files), MEASURED)):
-            photo = read_photo((source / file, None), settings)
-            if photo.image is not None:
-                smallest = smallest_face(settings, photo.size)
-                [faces] = find_largest_faces(detector, photo.image[None], smallest, photo.size)
-                scale = min(PHOTO_SIZE) / min(photo.size)
-                widths += [scale * (face[2] - face[0]) for face, _ in faces]
-        stored = {**settings, "face_width": round(float(np.median(widths))) if widths else None}
-    return gather(stored)[0]
+    # The record may be of other photos, with the same --crop-dir: it is of these if one is in it.
+    recorded = (file for file in files if file in rows)
+    known = any(is_current(rows[file], fingerprint(source / file)) for file in recorded)
+    if known and "face_width" in stored and settings.items() <= stored.items():
+        return from_first(stored)
+    return from_first({**settings, "face_width": measure_faces(source, files, settings, device)})
 
 
-def crop_photos(photos, settings, device, args, all_faces=False):
+def measure_faces(source, files, settings, device):
+    """The median width of the largest faces in a sample of photos, as crop_settings has it."""
+    detector, widths = detector_of_process(device), []
+    for file in random.Random(0).sample(files, min(len(files), MEASURED)):
+        photo = read_photo((source / file, None), settings)
+        if photo.image is not None:
+            smallest = smallest_face(settings, photo.size)
+            [faces] = find_largest_faces(detector, photo.image[None], smallest, photo.size)
+            scale = min(PHOTO_SIZE) / min(photo.size)
+            widths += [scale * (face[2] - face[0]) for face, _ in faces]
+    return round(float(np.median(widths))) if widths else None
+
+
+def crop_photos(pairs, settings, device, args, all_faces=False):
     """Crop this process's share of photos: yields a dict for each or, if all_faces, for each face.
 
-    photos: [(path of the photo, path of its crop)]; settings: from crop_settings; args: with
+    pairs: [(path of the photo, path of its crop)]; settings: from crop_settings; args: with
     num_workers and crop_batch_size. Faces after the largest go to the same path with _2, _3, ...
     The dicts: photo, face (1 is the largest), method, x0, y0, x1, y1, prob, crop (its path) and
     why, what is damaged though no pixel is, or None; for a photo with the method bad: photo, face,
     method, and why.
     """
-    size = args.crop_batch_size or config.CROP_BATCH_SIZE[device.type]
-    batches = [photos[start : start + size] for start in range(0, len(photos), size)]
+    batch_size = args.crop_batch_size or config.CROP_BATCH_SIZE[device.type]
+    batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
     batches = batches[rank() :: world_size()]
-    share = [photo for batch in batches for photo in batch]
-    crop = partial(
-        crop_images, settings=settings, device=device, batch_size=size, all_faces=all_faces
-    )
-    on_gpu = device.type == "cuda"  # where this process detects; on a CPU, the workers do it all
-    detector_of_process(device)  # once for all workers, if they are forked
+    share = [pair for batch in batches for pair in batch]
     read = partial(read_photo, settings=settings)
-    loader = DataLoader(
-        share if on_gpu else batches,
-        batch_size=None,
-        collate_fn=read if on_gpu else partial(crop_batch, read=read, crop=crop),
+    crop = partial(
+        crop_images, settings=settings, device=device, batch_size=batch_size, all_faces=all_faces
+    )
+    detector_of_process(device)  # once for all workers, if they are forked
+    loader = partial(
+        DataLoader,
+        batch_size=None,  # so collate_fn is called on each item, in a worker
         num_workers=min(args.num_workers, len(batches)),
         worker_init_fn=cli.start_worker,
         generator=torch.Generator(),  # else it would change what training draws
     )
+    if device.type == "cuda":  # workers read, this process detects
+        results = crop(loader(share, collate_fn=read))
+    else:
+        results = loader(batches, collate_fn=partial(crop_batch, read=read, crop=crop))
     # leave=None: below another bar, it vanishes.
     bar = tqdm(total=len(share), desc="crop", leave=None, unit="photo", disable=progress_off())
     with bar:
-        for rows in crop(loader) if on_gpu else loader:
+        for rows in results:
             bar.update(sum(row["face"] == 1 for row in rows))  # each photo has one such row
             yield from rows
 
@@ -169,7 +185,7 @@ def crop_photos(photos, settings, device, args, all_faces=False):
 def read_photo(pair, settings):
     """The Photo of a pair (path, crop). With settings for small faces, a large JPEG comes whole."""
     side = MIN_HALF_SIDE if settings["min_face_size"] >= HALF_SIZE_FACE else None
-    image, size, _, damage = read_image(pair[0], side, most=2)
+    image, size, _, damage = read_image(pair[0], side, max_shrink=2)
     return Photo(*pair, image, size, damage)
 
 
@@ -221,16 +237,18 @@ def crop_group(photos, settings, device, all_faces):
         for number, faces in zip(missed, again):
             found[number], methods[number] = faces, SECOND_LOOK
     for photo, faces, method in zip(photos, found, methods):
-        boxes = [(method, crop_box(face, size, settings), round(prob, 6)) for face, prob in faces]
-        boxes = [face for face in boxes if face[1] is not None]
-        boxes = boxes or [("center", crop_box(None, size, settings), np.nan)]
-        shortest = min(min(x1 - x0, y1 - y0) for _, (x0, y0, x1, y1), _ in boxes)
+        crops = [(method, crop_box(face, size, settings), round(prob, 6)) for face, prob in faces]
+        crops = [crop for crop in crops if crop[1] is not None]
+        crops = crops or [("center", crop_box(None, size, settings), np.nan)]
+        shortest = min(min(x1 - x0, y1 - y0) for _, (x0, y0, x1, y1), _ in crops)
         halved = photo.image.shape[1] < size[0]
+        # A halved image has half of these pixels.
         image = load_image(photo.path) if halved and shortest < 2 * MIN_CROP_SIDE else photo.image
-        for face, (method, box, prob) in enumerate(boxes, start=1):
-            crop = photo.crop if face == 1 else photo.crop.with_stem(f"{photo.crop.stem}_{face}")
-            save_crop(image, box, crop, size)
-            row = {"photo": photo.path, "face": face, "method": method, "prob": prob, "crop": crop}
+        for number, (how, box, prob) in enumerate(crops, start=1):
+            stem = photo.crop.stem if number == 1 else f"{photo.crop.stem}_{number}"
+            path = photo.crop.with_stem(stem)
+            save_crop(image, box, path, size)
+            row = {"photo": photo.path, "face": number, "method": how, "prob": prob, "crop": path}
             rows.append({**row, **dict(zip(BOX, box)), "why": photo.damage})
     return rows
 
@@ -290,19 +308,22 @@ def finished_crops(source, folder, settings, fingerprints):
 
     source: the folder of the photos; fingerprints: {file: fingerprint}.
     """
-    done, (stored, rows) = {}, read_record(folder) if is_first() else ({}, {})
-    for file in filter(rows.get, fingerprints) if stored == settings else ():
-        row = rows[file]
-        if not is_current(row, fingerprints[file]):
+    if not is_first():
+        return from_first(None)
+    done, (stored, rows) = {}, read_record(folder)
+    for file, stamp in fingerprints.items() if stored == settings else ():
+        row = rows.get(file)
+        if row is None or not is_current(row, stamp):
             continue
-        if row["method"] == "bad":  # it may have been the disk's fault
+        if row["method"] == "bad":
+            # Read again: it may have been the disk's fault, and crops.csv doesn't say why.
             image, *_, row["why"] = read_image(source / file)
             finished = image is None
         else:
             finished = fingerprint(folder / file)[0] > 0
         if finished:
             done[file] = row
-    return gather(done)[0]
+    return from_first(done)
 
 
 def crop_lock(folder):
@@ -314,7 +335,7 @@ def crop_lock(folder):
 def check_unchanged(folder, manifest):
     """Raise InputError unless the crops in folder are still those of manifest, from crop_split."""
     columns, manifest = [*BOX, "source_mtime_ns"], manifest[manifest["method"] != "bad"]
-    rows = read_record(folder)[1]
+    rows = {file: row for file, row in read_record(folder)[1].items() if row["method"] != "bad"}
     now = [[rows.get(file, {}).get(name) for name in columns] for file in manifest["file"]]
     if now != manifest[columns].astype(object).to_numpy().tolist():
         raise InputError(f"{folder}: another command replaced these crops; start again with a "
@@ -343,7 +364,7 @@ def crop_split(args, split, files, shots, settings, device):
             done = finished_crops(source, folder, settings, fingerprints)
             missing = [file for file in files if file not in done]
             crop_missing(args, source, folder, fingerprints, done, settings, device)
-    # The types that it is read with: resize_crops knows crops again by their rows.
+    # With the types of crops.csv: resize_crops names its file after a hash of these rows.
     manifest = pd.DataFrame([done[file] for file in files], columns=[*TYPES]).astype(TYPES)
     bad = [file for file in files if done[file]["method"] == "bad"]
     if missing:
@@ -381,7 +402,7 @@ def crop_missing(args, source, folder, fingerprints, done, settings, device):
         remove_leftovers(folder.parent, ".crops.*")
         if read_record(folder)[0] not in ({}, settings):
             print(f"{folder}: made with other settings, cropping anew")
-        # Before the settings: an old crop never counts as new.
+        # The rows first: crops of other settings must never stand beside these settings.
         write_manifest(folder, fingerprints, done)
         write_json(folder.parent / "crops.json", settings)
     gather(None)  # the other processes wait

@@ -165,15 +165,16 @@ def load_fold(images, manifest, args, device):
     columns = manifest[["method", "source_size"]].set_axis(images.index)
     readable = (columns["method"] != "bad").to_numpy()  # all, unless args.skip_bad
     images, manifest = images.join(columns)[readable], manifest[readable]
-    # How a face was found and its box may differ from machine to machine; the photos don't.
+    # Not how a face was found, which may differ between machines, nor race, which nothing learns.
     trained_on = images.drop(columns=["method", "race"], errors="ignore")
     digest = hashlib.sha256(trained_on.to_csv(index=False).encode()).hexdigest()
     is_val = (images["fold"] == args.fold).to_numpy()
     train, val = images[~is_val], images[is_val]
     if train.empty or val.empty:
         raise InputError(f"{args.data_dir}: no readable photos are left to train or validate on")
-    train_labels = train["age"].to_numpy(dtype=np.int64)
-    if args.loss != "age_distribution":
+    if args.loss == "age_distribution":
+        train_labels = train["age"].to_numpy(dtype=np.int64)
+    else:
         train_labels = head_labels(train, args.target, args.age_border)
 
     folder = crop_folder(args.data_dir, args.crop_dir, "train")

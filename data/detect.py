@@ -55,10 +55,10 @@ def find_largest_faces(mtcnn, images, min_face_size, size=None):
     found = detect(mtcnn, images, coarse, size) if coarse else [[] for _ in images]
     missed = [number for number, faces in enumerate(found) if not faces]
     if scales and missed:
-        coarse_enough = min_face_size >= HALF_SIZE_FACE
-        halve = coarse_enough and size == images.shape[2:0:-1]
+        half_shows_all = min_face_size >= HALF_SIZE_FACE
+        halve = half_shows_all and size == images.shape[2:0:-1]
         # Few at a time: a photo's finest level has many times the pixels of its coarse ones.
-        step = 8 if coarse_enough else 2
+        step = 8 if half_shows_all else 2
         for chunk in (missed[start : start + step] for start in range(0, len(missed), step)):
             photos = images[chunk]
             if halve:
@@ -93,7 +93,8 @@ def look_in_frame(mtcnn, images, size, frame):
     inner = [max(1, round(shrink * side)) for side in images.shape[2:0:-1]]
     border = round(frame * min(inner))  # in pixels of the shrunken photos, as inner
     zoom = [size[0] / inner[0], size[1] / inner[1]]
-    outer = [by * (side + 2 * border) for by, side in zip(zoom, inner)]  # in the photos' pixels
+    # In the photos' pixels.
+    outer = [factor * (side + 2 * border) for factor, side in zip(zoom, inner)]
     scales = [scale for scale in pyramid(outer) if 12 / scale >= LARGE_FACE * min(size)]
     if not scales:
         return [[] for _ in images]
@@ -104,7 +105,7 @@ def look_in_frame(mtcnn, images, size, frame):
         framed.append(cv2.copyMakeBorder(image, *[border] * 4, cv2.BORDER_CONSTANT, value=color))
     found = detect(mtcnn, np.stack(framed), scales, outer, 1, SECOND_THRESHOLDS)
     for faces in found:
-        large = [(tuple(x - by * border for x, by in zip(box, zoom * 2)), prob)
+        large = [(tuple(x - factor * border for x, factor in zip(box, zoom * 2)), prob)
                  for box, prob in faces
                  if min(box[2] - box[0], box[3] - box[1]) >= SECOND_FACE * min(size)]  # fmt: skip
         faces[:] = sorted(large, key=lambda face: -face[1])[:1]
@@ -148,10 +149,10 @@ def detect(mtcnn, images, scales, size, same_face=SAME_FACE, thresholds=THRESHOL
         best[suppress(boxes, probs, index, same_face)] = True
         add_faces(mtcnn.onet, table, boxes[best], index[best], thresholds[2], faces)
         found = torch.tensor([bool(of_photo) for of_photo in faces], device=index.device)
-        rest = ~best & ~found[index]
+        rest = ~best & ~found[index]  # where no best candidate was a face
         add_faces(mtcnn.onet, table, boxes[rest], index[rest], thresholds[2], faces)
     return [
-        [(tuple(x * by for x, by in zip(box, zoom)), prob)
+        [(tuple(x * factor for x, factor in zip(box, zoom)), prob)
          for box, prob in sorted(of_photo, key=lambda face: -area(face[0]))]
         for of_photo in faces
     ]  # fmt: skip

@@ -68,10 +68,11 @@ def pick_photos(paths):
     readable = {"MPO", *Image.OPEN} - NO_PHOTOS  # MPO, of two-eyed cameras, is opened as JPEG
     photos, others = [], []
     for path in paths:
-        suffix, file = path.suffix.lower(), os.path.isfile(path) or not os.path.exists(path)
+        suffix = path.suffix.lower()
         # A pipe is no photo; a link to nothing is one that can't be read.
+        is_file = os.path.isfile(path) or not os.path.exists(path)
         if not path.name.startswith("."):
-            is_photo = file and (kinds.get(suffix) in readable or suffix in HEIC)
+            is_photo = is_file and (kinds.get(suffix) in readable or suffix in HEIC)
             (photos if is_photo else others).append(path)
     return photos, others
 
@@ -93,12 +94,12 @@ def orientation(image):
     return value if value in UPRIGHT else 1
 
 
-def decode(file, side=None, most=8):
+def decode(file, side=None, max_shrink=8):
     """The pixels of an image file, its size, and its format and mode, as from read_image."""
     with Image.open(file) as image:
         size = image.size
         if side is not None:
-            image.draft(None, [max(side, length // most) for length in size])
+            image.draft(None, [max(side, length // max_shrink) for length in size])
         shrunk = image.size != size
         if not image.width * image.height:
             raise ValueError("it has no pixels")
@@ -167,14 +168,16 @@ def decode_damaged(path, error):
     return pixels, size, kind, "the file lacks its end, but all pixels are there"
 
 
-def read_image(path, side=None, most=8):
-    """The pixels of load_image or load_smaller; the photo's (width, height); its format and mode,
+def read_image(path, side=None, max_shrink=8):
+    """The photo at path, upright, uint8 RGB (H, W, 3); its (width, height); its format and mode,
     such as "JPEG RGB"; and what is damaged, or None. Of a bad photo, the first three are None.
-    side: as for load_smaller; most: 2, 4 or 8, by what a JPEG's sides are divided at most.
+
+    With side, a JPEG comes at a half, a quarter or an eighth of its size, the least that has side
+    pixels each way, but at no less than 1 / max_shrink.
     """
     try:
         with open(path, "rb") as file:  # given a path, Pillow garbles some TIFFs, mapped to memory
-            return *decode(file, side, most), None
+            return *decode(file, side, max_shrink), None
     except DAMAGE as error:
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise  # the machine's fault, not the photo's

@@ -63,11 +63,13 @@ def read_table(path, columns, missing_hint, optional=()):
     return table.drop(columns="", errors="ignore")  # behind commas that end all lines
 
 
-def raise_problems(path, problems):
-    """Raise an InputError that names the file and its first 20 problems, if there are any."""
+def raise_problems(start, problems):
+    """If there are any problems, raise an InputError that names the first 20 of them, after start,
+    such as the file they are in.
+    """
     if problems:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise InputError(f"{path}: {'; '.join(problems[:20])}{more}")
+        raise InputError(f"{start}: {'; '.join(problems[:20])}{more}")
 
 
 def problems_by_line(table, *checks):
@@ -112,16 +114,16 @@ def full_gender(genders):
     return genders.str.strip().str.lower().replace({"f": "female", "m": "male"})
 
 
-def people_of(ids):
-    """Who may be one person, whose photos belong together: ids as they are, but 001498-1 and
-    001498-2, in the competition's own form, without the suffix.
+def person_ids(ids):
+    """Ids that are the same for all photos of a person, which belong in one fold: ids as they are,
+    but 001498-1 and 001498-2, in the competition's own form, without the suffix.
     """
     return ids.str.replace(r"^(\d{6})-\d$", r"\1", regex=True)
 
 
 def read_people(data_dir):
     """Read train/train.csv: one row per person, columns id, path, gender, age (int, years), group,
-    from people_of, and race, as it is written, if train.csv has it.
+    from person_ids, and race, as it is written, if train.csv has it.
 
     Raises InputError naming every line that is wrong.
     """
@@ -144,7 +146,7 @@ def read_people(data_dir):
         "path": find_names(path.parent / "images", table["path"]),
         "gender": genders,
         "age": ages.astype(np.int64),
-        "group": people_of(ids),
+        "group": person_ids(ids),
         **({"race": table["race"].str.strip()} if "race" in table else {}),
     }).reset_index(drop=True)  # fmt: skip
 
@@ -288,14 +290,14 @@ def split_classes(classes):
     return np.array([1, 2, 0])[official_mask], 1 - official_gender, age
 
 
-def assign_folds(people, seed):
+def assign_folds(table, seed):
     """Deal people into NUM_FOLDS folds, stratified by gender x official age group.
 
-    people: DataFrame of people or of photos, with gender, age and group; the rows of a group share
+    table: DataFrame of people or of photos, with gender, age and group; the rows of a group share
     a fold.
     Returns the fold of each row, int64 (N,). Raises InputError for fewer groups than folds.
     """
-    groups = people.drop_duplicates("group")
+    groups = table.drop_duplicates("group")
     if len(groups) < NUM_FOLDS:
         raise InputError(f"train.csv: {len(groups)} people; {NUM_FOLDS} folds need {NUM_FOLDS}")
     stratum = head_labels(groups, "gender") * 3 + age_labels(groups["age"])
@@ -304,4 +306,4 @@ def assign_folds(people, seed):
     shuffled = np.random.default_rng(seed).permutation(len(groups))
     order = shuffled[np.argsort(stratum[shuffled], kind="stable")]
     fold_of = dict(zip(groups["group"].iloc[order], np.arange(len(groups)) % NUM_FOLDS))
-    return people["group"].map(fold_of).to_numpy(dtype=np.int64)
+    return table["group"].map(fold_of).to_numpy(dtype=np.int64)

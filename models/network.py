@@ -230,9 +230,8 @@ def load_weights(network, name, path):
     ):
         raise InputError(f"{path}: neither a state dict nor a best.pth, which --weights takes; "
                          "save another checkpoint's state dict alone")  # fmt: skip
-    # torchvision's DenseNet files are older than its names of layers.
-    state = {re.sub(r"(denselayer\d+\.(norm|relu|conv))\.(\d)", r"\1\3", key): value
-             for key, value in state.items()}  # fmt: skip
+    for key in list(state):  # torchvision's DenseNet files are older than its names of layers
+        state[re.sub(r"(denselayer\d+\.(norm|relu|conv))\.(\d)", r"\1\3", key)] = state.pop(key)
     own = network.state_dict()
     classifier, _ = find_classifier(network)
     for key in (f"{classifier}.weight", f"{classifier}.bias"):

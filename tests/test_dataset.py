@@ -15,6 +15,7 @@ import data.dataset
 from config import config
 from data.augment import resize
 from data.crop import (
+    BOX,
     TYPES,
     crop_folder,
     crop_settings,
@@ -180,6 +181,16 @@ def test_resized_crops_are_made_once_and_again_when_crops_change(sample_dir, tmp
     assert set(path.parent.glob("*.npy")) == {other_size, remade}  # the old one is gone
 
     manifest.loc[3, "x0"] += 1  # as if another command had cropped with other margins meanwhile
+    with pytest.raises(InputError, match="another command replaced these crops"):
+        resize_crops(folder, manifest, 64, 2)
+
+
+def test_a_photo_that_went_bad_meanwhile_is_named(sample_dir, tmp_path):
+    folder = copy_crops(sample_dir, tmp_path)
+    manifest = read_manifest(sample_dir)
+    rows = {row["file"]: row for row in manifest.to_dict("records")}
+    rows[manifest["file"][0]] |= {"method": "bad", **dict.fromkeys(BOX, pd.NA)}
+    write_manifest(folder, manifest["file"], rows)  # as another command with --skip-bad does
     with pytest.raises(InputError, match="another command replaced these crops"):
         resize_crops(folder, manifest, 64, 2)
 

@@ -36,7 +36,7 @@ def test_a_large_jpeg_may_come_smaller(tmp_path):
     for name in ("a.jpg", "a.png"):
         photo.save(tmp_path / name)
     assert load_smaller(tmp_path / "a.png", 150)[0].shape == (800, 600, 3)
-    assert read_image(tmp_path / "a.jpg", 150, most=2)[0].shape == (400, 300, 3)
+    assert read_image(tmp_path / "a.jpg", 150, max_shrink=2)[0].shape == (400, 300, 3)
     for side, size in ((150, (200, 150)), (151, (400, 300)), (601, (800, 600))):
         image, whole = load_smaller(tmp_path / "a.jpg", side)
         assert image.shape == (*size, 3)

@@ -235,7 +235,10 @@ def test_weights_from_a_checkpoint(tmp_path):
 
 
 def test_a_state_dict_of_an_unknown_version_is_named(tmp_path):
-    torch.save(dict(build_network("mnasnet0_5", 3, 64).state_dict()), tmp_path / "plain.pth")
+    state = build_network("mnasnet0_5", 3, 64).state_dict()
+    torch.save(state, tmp_path / "whole.pth")
+    build_network("mnasnet0_5", 3, 64, weights=tmp_path / "whole.pth")
+    torch.save(dict(state), tmp_path / "plain.pth")
     with pytest.raises(InputError, match=r"plain\.pth: not weights of mnasnet0_5 \(version should"):
         build_network("mnasnet0_5", 3, 64, weights=tmp_path / "plain.pth")
 

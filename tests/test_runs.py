@@ -227,3 +227,10 @@ def test_options_of_other_versions_of_pytorch(command, tmp_path, uninterrupted):
     torch.save(last, path)
     run_ok(*command, "--epochs", 2, "--resume")
     assert_same_run(tmp_path / "age_fold0", uninterrupted)
+
+
+def test_a_folder_with_a_part_of_a_run_is_not_replaced(command, tmp_path):
+    (tmp_path / "age_fold0").mkdir()
+    (tmp_path / "age_fold0/best.pth").write_bytes(b"precious")
+    assert_refused(run(*command), "age_fold0", "--overwrite")
+    assert (tmp_path / "age_fold0/best.pth").read_bytes() == b"precious"

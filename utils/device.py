@@ -116,6 +116,11 @@ def gather(value):
     return values
 
 
+def from_first(value):
+    """The first process's value, in every process."""
+    return gather(value)[0]
+
+
 def share_buffers(network):
     """Give the batch norm statistics of the first process to all."""
     for buffer in network.buffers() if world_size() > 1 else ():

@@ -12,7 +12,8 @@ from utils.files import hold, make_folder, write_csv, write_json
 
 RUN_FILES = ("best.pth", "last.pth", "config.json", "log.csv", "val_predictions.csv",
              "curves.png", "confusion.png", "report.html", "tensorboard")  # fmt: skip
-# --resume may change these arguments. All others change the result of a run.
+# --resume may change these arguments: they don't change the result, or what they decide is compared
+# by itself: photos and labels by restore, a recipe's values one by one, epochs by fixed_arguments.
 FREE_ON_RESUME = {"data_dir", "crop_dir", "output_dir", "no_cache", "crop_batch_size", "device",
                   "num_workers", "epochs", "overwrite", "resume", "skip_bad", "tensorboard",
                   "recipe", "label_fixes"}  # fmt: skip
@@ -133,8 +134,9 @@ def save_epoch(folder, args, log, checkpoint, predictions, state):
     log: a log_row per epoch; checkpoint: for best.pth; predictions: the table of the val photos;
     state: what --resume needs besides the checkpoint.
     """
-    if len(log) == 1:  # not over the run that --overwrite replaces: all files at once, or none
-        run, folder = folder, folder / ".first_epoch"
+    run, is_new = folder, len(log) == 1
+    if is_new:  # written aside, then swapped in whole: until then, --overwrite leaves the old run
+        folder = run / ".first_epoch"
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
         make_folder(folder, "choose another --output-dir")
     write_json(folder / "config.json", vars(args))
@@ -146,7 +148,7 @@ def save_epoch(folder, args, log, checkpoint, predictions, state):
     save_checkpoint(folder / "last.pth", {**checkpoint, "log": log, **state})
     if args.tensorboard:
         log_scalars(folder, log)
-    if len(log) == 1:
+    if is_new:
         replace_run(run, folder)
 
 
