@@ -1,8 +1,8 @@
 """A page to try trained heads in the browser: `python -m ETC.demo`, then http://127.0.0.1:7860
 
 Drop photos or take one with the camera: the page shows the box of every face, the crop that the
-networks saw, and the probability of each class of each head. Photos are deleted as soon as they are
-classified, and nothing leaves the machine.
+networks saw, and the probability of each class of each head. Photos are deleted seconds after they
+are classified, and nothing leaves the machine.
 """
 
 import sys
@@ -46,8 +46,8 @@ ABOUT = (
     "# Mask, gender and age of faces\n"
     "Gender and age are guesses from how a face looks, learned from labels that people gave to "
     "other photos; nobody's true gender or age can be seen in a photo. Photos stay on the machine "
-    "that serves this page, and are deleted as soon as they are classified. New photos replace the "
-    "results of earlier ones."
+    "that serves this page, and are deleted seconds after they are classified. New photos replace "
+    "the results of earlier ones."
 )
 
 

@@ -16,6 +16,10 @@ ROTATE = {"limit": 20, "border_mode": cv2.BORDER_REPLICATE}
 NOISE = {"std_range": (10**0.5 / 255, 50**0.5 / 255)}
 
 
+# The original took its steps before it resized a crop. Here, where crops are resized once,
+# they come after.
+
+
 def for_mask(A):
     """The original's for the mask head: a change of shape, then one of colour."""
     brightness = A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0)

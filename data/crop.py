@@ -434,7 +434,8 @@ def add_crop_arguments(parser):
     add("--min-face-size", type=cli.positive_int, default=config.CROP["min_face_size"],
         help="smallest face that the first look is for, in pixels of the photo itself; scaled "
              "down, to 20 at least, in photos whose shorter side is below 384; below 40, large "
-             "JPEGs are read at full size, which is slower (default: %(default)s)")
+             "JPEGs are read at full size, which is slower (default: %(default)s; the original's "
+             "20)")
     add("--margin-x", type=cli.natural_int, default=config.CROP["margin_x"],
         help="added left and right of the face's box (default: %(default)s)")
     add("--margin-y", type=cli.natural_int, default=config.CROP["margin_y"],
@@ -459,7 +460,8 @@ def get_args_parser():
     parser = cli.ArgumentParser("python -m data.crop", description="Crop the face of every photo.")
     cli.add_data_arguments(parser.add_argument)
     parser.add_argument("--split", choices=("train", "eval", "both"), default="both",
-        help="which photos (default: %(default)s)")
+        help="which photos; eval needs the train photos too, whose faces set the margins (default: "
+        "both, or train if there is no folder eval)")
     cli.add_machine_arguments(parser.add_argument)
     add_crop_arguments(parser)
     return parser
@@ -473,7 +475,7 @@ def main():
     device = join_processes(args.device)
     images = list_train_images(args.data_dir)  # for eval too: its margins follow the train faces
     splits = {"train": (images["file"], images["shot"])}
-    if args.split != "train":
+    if args.split == "eval" or (args.split == "both" and Path(args.data_dir, "eval").exists()):
         splits["eval"] = read_info(args.data_dir)[1], None
     settings = crop_settings(args, images["file"].tolist(), device)
     for split in splits if args.split == "both" else [args.split]:

@@ -111,6 +111,9 @@ def test_all_folds_of_all_folders_are_found_and_copies_count_once(tmp_path):
     save_head(second / "mask_fold3", "mask", seed=9)
     expected["mask"].append("../second/mask_fold3/best.pth")
     assert folds([first, second]) == folds([first, second, first]) == expected
+    runs = [first / name for name in ("mask_fold0", "gender_fold4", "age_fold1")]  # of one fold
+    assert folds(runs)["age"] == ["../age_fold1/best.pth"]
+    assert folds([first / "age_fold1", first])["age"] == ["best.pth", "../age_fold0/best.pth"]
 
 
 def test_heads_that_do_not_belong_together_are_refused(tmp_path):

@@ -281,6 +281,13 @@ def test_crops_are_made_once_and_again_where_something_changed(photos_dir):
     assert "21 photos cropped" in out
 
 
+def test_both_is_train_alone_without_a_folder_eval(photos_dir):
+    printed = run_ok("-m", "data.crop", "--data-dir", photos_dir)
+    assert printed.endswith("train: 14 photos are cropped\n")
+    (photos_dir / "eval").mkdir()
+    assert_refused(run("-m", "data.crop", "--data-dir", photos_dir), "info.csv: no such file")
+
+
 def test_bad_photos_are_all_named_or_left_out(photos_dir):
     photos = sorted((photos_dir / "train/images").glob("*/mask*.jpg"))[:3]
     whole = photos[0].read_bytes()

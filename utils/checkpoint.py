@@ -70,15 +70,21 @@ def load_state(network, checkpoint):
         raise InputError(f"{path}: not weights of {model}; train it again") from error
 
 
+def find_runs(folder, target="*"):
+    """The best.pth of runs of a target in folder, or of the run that folder itself is."""
+    paths = [Path(folder, "best.pth"), *sorted(Path(folder).glob("*/best.pth"))]
+    return [path for path in paths if path.match(f"{target}_fold[0-9]/best.pth") and path.exists()]
+
+
 def find_checkpoints(folders):
-    """Load best.pth of every fold of the three heads in folders: {target: [checkpoint]}. Copies
-    and links of a network count once.
+    """Load best.pth of every fold of the three heads in folders, which may also be single runs:
+    {target: [checkpoint]}. Copies and links of a network count once.
 
     Raises InputError for a folder without runs, a head without a network, a checkpoint of another
     head, and heads trained on different crops.
     """
     for folder in map(Path, folders):
-        if not any(folder.glob("*_fold[0-9]/best.pth")):
+        if not find_runs(folder):
             found = folder.rglob("*_fold[0-9]/best.pth")
             below = shlex.join(sorted({str(run.parent.parent) for run in found}))
             hint = f"; try --runs {below}" if below else "; name an --output-dir of train.py"
@@ -86,8 +92,7 @@ def find_checkpoints(folders):
     checkpoints = {target: {} for target in CLASSES}
     first = None
     for target, networks in checkpoints.items():
-        pattern = f"{target}_fold[0-9]/best.pth"
-        for path in chain(*(sorted(Path(folder).glob(pattern)) for folder in folders)):
+        for path in chain(*(find_runs(folder, target) for folder in folders)):
             checkpoint = load_checkpoint(path)
             first = first or checkpoint
             if checkpoint["target"] != target:

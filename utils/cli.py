@@ -164,7 +164,8 @@ def add_device_argument(add):
 def add_machine_arguments(add):
     add_device_argument(add)
     add("--num-workers", type=worker_count, default=config.NUM_WORKERS,
-        help="processes that read images (default: one per core, up to 4: %(default)s)")
+        help="processes that read, crop and augment images (default: one per core, up to 4: "
+        "%(default)s)")
 
 
 def add_precision_arguments(add):
@@ -177,7 +178,7 @@ def add_precision_arguments(add):
 
 def add_runs_argument(add):
     add("--runs", nargs="+", default=[config.OUTPUT_DIR], metavar="FOLDER",
-        help=f"folders with runs, whose networks are averaged (default: {config.OUTPUT_DIR})")
+        help=f"runs or folders of runs, whose networks are averaged (default: {config.OUTPUT_DIR})")
 
 
 def add_prediction_arguments(add):
