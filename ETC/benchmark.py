@@ -510,7 +510,7 @@ def measure_scale(args):
         make_sample(drawn, DRAWN, eval_people=6, seed=1)
         for target in config.CLASSES:
             measure_command(*train, target, "--data-dir", drawn, "--output-dir", runs)
-        for wanted in args.images:
+        for wanted in dict.fromkeys(args.images):
             data, people = folder / f"{wanted}", -(-wanted // len(SHOTS))
             repeat_people(drawn, data, people)
             commands = {

@@ -44,6 +44,7 @@ METHODS = {
     "mtcnn": "by mtcnn",
     SECOND_LOOK: "by mtcnn's second look",
     "center": "without a face (cropped centrally)",
+    "bad": "unreadable",
 }
 SCRIPTS = {"train": "train.py", "eval": "test.py"}
 TABLES = {"train": "train/train.csv", "eval": "eval/info.csv"}
@@ -97,10 +98,7 @@ def inspect_all(data_dir, parts):
     relative to data_dir; and kind, digest and why of inspect.
     """
     photos = pd.concat(part[["file"]].assign(split=split) for split, part in parts.items())
-    photos["name"] = [
-        Path(split, "images", file).as_posix()
-        for split, file in zip(photos["split"], photos["file"])
-    ]
+    photos["name"] = photos["split"] + "/images/" + photos["file"]
     paths = [data_dir / name for name in photos["name"]]
     with ThreadPoolExecutor(config.NUM_WORKERS) as pool:  # Pillow decodes without Python's lock
         results = pool.map(inspect, paths)
@@ -110,8 +108,8 @@ def inspect_all(data_dir, parts):
 
 
 def suspicious_labels(images):
-    """A line for each label that contradicts the folder's name or another row of the same id, up to
-    its hyphen. images: from list_train_images.
+    """A line for each label that contradicts the folder's name or another row of the same person,
+    of person_ids. images: from list_train_images.
     """
     found, people = [], images.drop_duplicates("path")
     named = people["path"].map(os.path.normpath).map(os.path.basename).str.extract(FOLDER_NAME)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from config.config import CLASSES
 from data.labels import merge_labels
-from ETC.report import group_people, read_run
+from ETC.report import grouped, read_run
 from ETC.statistics import (
     INTERVAL,
     accuracy,
@@ -60,11 +60,11 @@ def average_members(name, folder, members):
 
 def read_set(folder, fields=(), ensemble=False):
     """What the runs of a set predicted: {classification: {member: table}}, where a member is a
-    folder of runs and a classification a head or ALL. With ensemble, folder is the only member, and
-    each head's table that of average_members.
+    folder of runs, such as those of one seed, and a classification a head or ALL. With ensemble,
+    folder is the only member, and each head's table that of average_members.
 
     The tables have a row per photo, sorted by fold and file: fold, file, person, label and
-    predicted as ints, for a head p_<class>, and each of fields, of group_people. Raises InputError
+    predicted as ints, for a head p_<class>, and each of fields. Raises InputError
     for two runs of a member with the same head and fold, and for a run without one of fields.
     """
     found = {name: {} for name in NUM_CLASSES}
@@ -123,15 +123,15 @@ def pooled_score(tables, num_classes, measure):
     """A set's score, from the tables of its members: of all folds pooled, the mean over members;
     and that resampled over people, float (SAMPLES,).
 
-    measure: of confusion matrices, and of the one that they are resamples of.
+    measure: macro_f1, or another one of confusion matrices with the same arguments.
     """
     pooled, resampled = [], []
     for table in tables:
         answers = table["label"].to_numpy(), table["predicted"].to_numpy()
         whole = confusion_matrix(*answers, num_classes)
         drawn = bootstrap_confusions(*answers, table["person"], num_classes, SAMPLES)
-        pooled.append(measure(whole, whole))
-        resampled.append(measure(drawn, whole))
+        pooled.append(measure(whole, False))
+        resampled.append(measure(drawn, whole.sum(axis=1) > 0))
     return np.mean(pooled), np.mean(resampled, axis=0)
 
 
@@ -169,7 +169,7 @@ def print_groups(field, sets, num_classes):
     gender: those of the first table count for all.
     """
     tables = [list(members.values()) for members in sets]
-    groups = group_people(tables[0][0][[field]])[field]
+    groups = grouped(tables[0][0][field])
     width = max(len("by gender"), *map(len, groups.categories)) + 2
     others = (f"    set {number}  difference{'':20}" for number in range(2, len(sets) + 1))
     print(f"  {f'by {field}':<{width}}people    set 1{''.join(others)}".rstrip())
@@ -215,6 +215,7 @@ def get_args_parser():
 
 def main():
     args = get_args_parser().parse_args()
+    args.by = [*dict.fromkeys(args.by)]
     sets = [read_set(folder, args.by, args.ensemble) for folder in args.sets]
     names = [name for name in NUM_CLASSES if all(found[name] for found in sets)]
     for name in CLASSES:

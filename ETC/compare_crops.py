@@ -59,7 +59,8 @@ def compare_ways(ways, images, device):
             faces = find(images[file])
             ms = (time.perf_counter() - start) * 1000
             method, face = (detector, faces[0][0]) if faces else ("center", None)
-            box = crop_box(face, images[file].shape[1::-1], settings)
+            size = images[file].shape[1::-1]
+            box = crop_box(face, size, settings) or crop_box(None, size, settings)
             if number > 0:
                 rows.append((way, file, method, *box, ms))
     return pd.DataFrame(rows, columns=["way", "file", "method", *BOX, "ms"])

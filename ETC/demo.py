@@ -40,7 +40,7 @@ SHOWN_SIDE = 720  # px: the longer side of a photo on the page
 MAX_PHOTOS = 50  # at once
 MAX_FILE = "50mb"
 MAX_PIXELS = 60_000_000  # what 4 GiB of memory can take
-UPLOAD_SECONDS = 10  # then an upload, which is copied by now, is deleted
+UPLOAD_SECONDS = 10  # after its arrival, when it is copied, an upload is deleted
 ABANDONED_SECONDS = 600  # then so are copies and half uploads that nobody waits for any more
 ABOUT = (
     "# Mask, gender and age of faces\n"
@@ -105,9 +105,10 @@ def answer(paths, classify_photos, side):
     """
     large = [path for path in paths if too_large(path)]
     problems = [f"{path.name}: more than {MAX_PIXELS // 10**6} megapixels" for path in large]
-    if len(paths) > MAX_PHOTOS:
-        problems.append(f"{len(paths)} photos: only the first {MAX_PHOTOS} were classified")
-    wanted = [path for path in paths if path not in large][:MAX_PHOTOS]
+    wanted = [path for path in paths if path not in large]
+    if len(wanted) > MAX_PHOTOS:
+        problems.append(f"{len(wanted)} photos: only the first {MAX_PHOTOS} were classified")
+    wanted = wanted[:MAX_PHOTOS]
     with tempfile.TemporaryDirectory() as folder:
         table, damaged = classify_photos(wanted, Path(folder))
         groups = table.groupby("photo", sort=False)

@@ -134,6 +134,9 @@ def main():
         raise InputError(f"{args.checkpoint}: {why}")
     left_out = []
     photos = list(find_photos(args.photos, left_out))
+    if args.output not in args.photos:  # but found in a folder: of an earlier call
+        own = Path(args.output).absolute()
+        photos = [photo for photo in photos if photo.absolute() != own]
     if len(photos) > MAX_PHOTOS:
         raise InputError(f"{len(photos)} photos; name {MAX_PHOTOS} at most")
     check_output(args.output, [".png"], [*photos, args.checkpoint])
@@ -143,7 +146,8 @@ def main():
         faces, damaged = crop_faces(args, photos, Path(folder), checkpoint["crop"], device)
         if faces.empty:
             raise_problems("no readable photos", damaged)
-        print("".join(f"{line}\n" for line in damaged), end="", file=sys.stderr)
+        for line in damaged:
+            print(line, file=sys.stderr)
         for row in faces.to_dict("records"):
             probs, face, maps = explain(load_image(row["crop"]), checkpoint, network)
             rows.append(draw_row(row, checkpoint["classes"], probs, face, maps))

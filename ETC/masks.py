@@ -29,7 +29,7 @@ SURGICAL = (
     (120, 124, 132), (48, 62, 98),
 )  # fmt: skip
 # Of each kind: its weight when five kinds are drawn, how often it is patterned, how far it stands
-# out, and the right half of its outline, in percent: x of the half width, t.
+# out, and the right half of its outline, points of x, in percent of the half width, and t.
 KINDS = {
     "surgical": (0.31, 0.22, 0.1, (
         (0, 0), (22, 0), (62, 7), (102, 16), (100, 66), (78, 90), (30, 103), (0, 103),
@@ -345,7 +345,7 @@ class Head:
         sine = (x + np.float32(self.turn * EYES) - np.float32(self.turn * bulge) * middle) / RADIUS
         angle = np.arcsin(np.clip(sine, -1, 1)) - np.float32(np.arcsin(self.turn))
         x = RADIUS * np.sin(angle)
-        x[(np.abs(sine) >= 1) | (np.abs(angle) > 1.5)] = 99
+        x[(np.abs(sine) >= 1) | (np.abs(angle) > 1.5)] = 99  # outside of the flat drawing
         return x * ACROSS + np.float32(ORIGIN[0]), t * ALONG + np.float32(ORIGIN[1])
 
 

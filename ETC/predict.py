@@ -14,11 +14,9 @@ if __spec__ is None:  # started as a file, not by python -m
     sys.path[0] = str(Path(__file__).parents[1])
     import config  # before PyTorch
 
-import argparse
 import csv
 import hashlib
 import os
-import re
 import tempfile
 from collections import Counter
 from functools import partial
@@ -199,6 +197,22 @@ def rows_by_photo(path, rows):
         faces.append(row)
 
 
+def next_readable(photos, file, tally):
+    """The next of photos, an iterator, that is called file or can be read; None at the end. Those
+    before it, which have no rows, are named on stderr; tally counts all.
+    """
+    for photo in photos:
+        tally.photos += 1
+        name = printable(str(photo))
+        if name == file:
+            return photo
+        image, *_, why = read_image(photo)
+        if image is not None:
+            return photo
+        print(f"{name}: {why}", file=sys.stderr)
+    return None
+
+
 def keep_finished(path, photos, networks, tally):
     """Keep what a killed command wrote to path, except for its last photo, and add it to tally.
 
@@ -216,24 +230,16 @@ def keep_finished(path, photos, networks, tally):
             raise InputError(f"{path}: no table of this version of ETC.predict; choose another "
                              "--output")  # fmt: skip
         kept.writerow(COLUMNS)
-        # Photos go on beside the rows, past those that can't be read.
-        for faces in rows_by_photo(path, chain([first or []], table)):
-            file, photo, same = faces[0][0], None, False
+        rows = table if first is None else chain([first], table)
+        for faces in rows_by_photo(path, rows):
+            file = faces[0][0]
             if faces[0][-1] != networks:
                 raise InputError(f"{path}: made with other networks, --tta, --age-views or "
                                  "--all-faces; repeat those, start over without --resume, or "
                                  "choose another --output")  # fmt: skip
-            for photo in photos:
-                tally.photos += 1
-                same = printable(str(photo)) == file
-                if same:
-                    break
-                image, *_, why = read_image(photo)
-                if image is not None:
-                    break
-                print(f"{printable(str(photo))}: {why}", file=sys.stderr)  # it has no rows
-            if not same:
-                found = printable(str(photo)) if photo else "none"
+            photo = next_readable(photos, file, tally)
+            found = printable(str(photo)) if photo else "none"
+            if found != file:
                 raise InputError(
                     f"{path}: the next row is of {file}, but the next photo is {found}: photos "
                     "were added, removed, renamed, or unreadable before; start over without "
@@ -277,10 +283,12 @@ def classify_all(args, photos, output, classify_chunk, networks):
             if tally.good and damaged:
                 tqdm.write("\n".join(damaged), file=sys.stderr)
                 damaged = []
-    if args.shard and (started or not output.exists()):
-        print("".join(f"{line}\n" for line in damaged), end="", file=sys.stderr)
-    else:
+    # A share may hold no readable photo, but an empty table replaces no earlier one.
+    keeps_earlier = not started and output.exists()
+    if not args.shard or keeps_earlier:
         raise_problems("no readable photos", damaged)
+    for line in damaged:
+        print(line, file=sys.stderr)
     if not started:  # a share without photos, or without readable ones
         write_csv(output, pd.DataFrame(columns=COLUMNS))
     return tally
@@ -329,14 +337,6 @@ def main():
     end_with_bad(args, tally.photos, tally.good)
 
 
-def shard(text):
-    """The argparse type of "3/16": (3, 16)."""
-    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text} is not K/N with whole numbers, K from 1 to N")
-    return int(match[1]), int(match[2])
-
-
 # fmt: off
 def add_photo_arguments(add):
     """Add what find_photos and crop_faces need, with add, an add_argument method."""
@@ -360,6 +360,9 @@ def get_args_parser():
     add("--resume", action="store_true",
         help="go on with an --output that the same command left when it was killed (default: "
              "start over)")
+    shard = cli.checked(lambda text: tuple(map(int, text.split("/"))),
+                        lambda pair: len(pair) == 2 and 1 <= pair[0] <= pair[1],
+                        "K/N with whole numbers, K from 1 to N")
     add("--shard", type=shard, metavar="K/N",
         help="classify the K-th of N equal shares of the photos, in their order (default: all)")
     cli.add_prediction_arguments(add)

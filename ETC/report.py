@@ -118,18 +118,13 @@ def read_run(folder):
     return arguments, log, table
 
 
-def group_people(table):
-    """The group of each photo of a table of read_run, {field: pandas.Categorical (N,)}: gender, age
-    in decades, and race as in train.csv, of which those that the table has.
+def grouped(values):
+    """The group of each photo by a column gender, age (in decades) or race of a table of read_run,
+    as a pandas.Categorical (N,).
     """
-    groups = {}
-    for field in ("gender", "age", "race"):
-        if field in table and field == "age":
-            decades, starts = pd.factorize(table["age"] // 10 * 10, sort=True)
-            groups["age"] = pd.Categorical.from_codes(decades, [f"{start}s" for start in starts])
-        elif field in table:
-            groups[field] = pd.Categorical(table[field].fillna("unknown"))
-    return groups
+    if values.name == "age":
+        return pd.Categorical(values // 10 * 10).rename_categories("{}s".format)
+    return pd.Categorical(values.fillna("unknown"))
 
 
 def report_run(folder, data_dir=None, crop_dir=None):
@@ -154,7 +149,7 @@ def report_run(folder, data_dir=None, crop_dir=None):
         folder=crops,
         heads={target: table[[f"p_{name}" for name in classes]].to_numpy()},
         classifications=[Classification(target, classes, *answers, [target])],
-        groups=group_people(table),
+        groups={name: grouped(table[name]) for name in ("gender", "age", "race") if name in table},
         log=log,
     )
     print(f"{folder / 'report.html'}, with curves.png and confusion.png beside it")
@@ -168,6 +163,8 @@ def report_submission(path, answers_path, data_dir, crop_dir):
     """
     path, way_out = Path(path), "name a submission of test.py, or run test.py again"
     submission = read_table(path, {"ImageID": str, "ans": int}, way_out)
+    if submission["ImageID"].isna().any():
+        raise InputError(f"{path}: an ImageID is empty; {way_out}")
     columns = [f"{target}_{name}" for target, names in CLASSES.items() for name in names]
     types = {"ImageID": str, **dict.fromkeys(columns, float)}
     table = read_table(path.with_name("probabilities.csv"), types, way_out)
@@ -194,8 +191,9 @@ def report_submission(path, answers_path, data_dir, crop_dir):
     photos = pd.DataFrame({"file": files, "method": methods})
     settings = {"submission": path, "answers": answers_path, "crops": folder}
     report = path.with_name("report.html")
-    _, *groups = (pd.Categorical.from_codes(part.targets, part.classes) for part in parts)
-    groups = dict(zip(("gender", "age"), groups))
+    groups = {
+        part.name: pd.Categorical.from_codes(part.targets, part.classes) for part in parts[1:]
+    }
     write_report(
         report, title="Submission", settings=settings, photos=photos, folder=folder, heads=heads,
         classifications=[whole, *parts], groups=groups,
@@ -210,7 +208,7 @@ def write_report(
 
     settings: {name: plain value}; photos: a DataFrame with file, method and, where known, person,
     shot and age; folder: where the crops are; heads: {target: float (N, C)}, NaN for bad photos;
-    groups: as of group_people; log: the table log.csv of a run.
+    groups: {field: grouped of it}; log: the table log.csv of a run.
     """
     import jinja2  # seldom needed
 
@@ -243,13 +241,14 @@ def write_report(
 
 def summarize(part, heads, people, groups):
     """The scores and tables of a Classification, for the template. people: (N,), any type; groups:
-    as of group_people.
+    {field: grouped of it}.
     """
     size, answers = len(part.classes), (part.targets, part.predictions)
     confusion = statistics.confusion_matrix(*answers, size)
     resampled = statistics.bootstrap_confusions(*answers, people, size, SAMPLES)
+    held = confusion.sum(axis=1) > 0
     scores = {
-        "macro-F1": (statistics.macro_f1(confusion), statistics.macro_f1(resampled, confusion)),
+        "macro-F1": (statistics.macro_f1(confusion), statistics.macro_f1(resampled, held)),
         "accuracy": (statistics.accuracy(confusion), statistics.accuracy(resampled)),
     }
     hits, true, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
@@ -261,8 +260,8 @@ def summarize(part, heads, people, groups):
     return {
         **part._asdict(),
         "scores": {
-            name: (score, np.quantile(resampled, statistics.INTERVAL))
-            for name, (score, resampled) in scores.items()
+            name: (score, np.quantile(drawn, statistics.INTERVAL))
+            for name, (score, drawn) in scores.items()
         },
         "by_class": list(zip(part.classes, zip(f1, precision, recall), true)),
         "by_group": {

@@ -23,21 +23,19 @@ def accuracy(confusions):
     return hits.sum(axis=-1) / confusions.sum(axis=(-2, -1))
 
 
-def macro_f1(confusions, whole=None):
+def macro_f1(confusions, optional=False):
     """Macro-F1 of each confusion matrix, float (...) in [0, 1].
 
     confusions: int (..., C, C), rows true. A class with neither targets nor predictions counts as
     F1 0, as in classification_scores.
-    whole: the confusion matrix, int (C, C), of the set that confusions are resamples of. A class
-    with targets in the set but none in a resample is then left out of that resample's mean: an F1
-    of 0 would make the interval measure how often a rare class is missed by the draw. Which classes
-    count depends on the targets alone, so that two models are averaged over the same ones.
+    optional: bool or bool (C,): classes that are left out of the mean of a matrix without targets
+    of them. For the resamples of a set these are the classes that the set has: an F1 of 0 would
+    make the interval measure how often a rare class is missed by the draw. Which classes count
+    depends on the targets alone, so that two models are averaged over the same ones.
     """
     hits = np.diagonal(confusions, axis1=-2, axis2=-1)
     targets, predictions = confusions.sum(axis=-1), confusions.sum(axis=-2)
-    counted = np.ones_like(targets, dtype=bool)
-    if whole is not None:
-        counted = (targets > 0) | (whole.sum(axis=1) == 0)
+    counted = (targets > 0) | ~np.bool_(optional)
     # A class without targets has no hits, and adds 0.
     class_f1 = 2 * hits / np.maximum(targets + predictions, 1)
     return class_f1.sum(axis=-1) / counted.sum(axis=-1)
@@ -75,25 +73,25 @@ def score_groups(groups, targets, predictions, people, num_classes, samples=1000
     there are fewer than two in the group or, for difference, outside of it.
     """
 
-    def draw(chosen, seed):
+    def resample(chosen, seed):
         answers = targets[chosen], predictions[chosen]
         drawn = bootstrap_confusions(*answers, people[chosen], num_classes, samples, seed)
         return confusion_matrix(*answers, num_classes), drawn, len(np.unique(people[chosen]))
 
-    found, held = [], np.eye(num_classes)  # for macro_f1: a class without targets doesn't count
+    found = []
     for name in groups.remove_unused_categories().categories:
         chosen = groups == name
-        confusion, drawn, count = draw(chosen, seed=0)
+        confusion, drawn, count = resample(chosen, seed=0)
         score, scores, difference, f1 = accuracy(confusion), accuracy(drawn), None, None
         if not chosen.all():
             # Another seed: with the same one, as many others would be drawn alike.
-            rest, rest_drawn, rest_count = draw(~chosen, seed=1)
+            rest, rest_drawn, rest_count = resample(~chosen, seed=1)
             spread = interval(scores - accuracy(rest_drawn), min(count, rest_count))
             difference = score - accuracy(rest), spread
         if np.count_nonzero(confusion.sum(axis=1)) > 1:
-            f1 = macro_f1(confusion, held), interval(macro_f1(drawn, held), count)
-        score = score, interval(scores, count)
-        found.append(Group(name, confusion.sum(), count, score, difference, f1))
+            f1 = macro_f1(confusion, True), interval(macro_f1(drawn, True), count)
+        whole = score, interval(scores, count)
+        found.append(Group(name, confusion.sum(), count, whole, difference, f1))
     return found
 
 

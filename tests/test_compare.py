@@ -133,6 +133,7 @@ def test_runs_without_race_are_compared_without_it(write_runs):
     done = compare(first, second, "--by", "gender", "race", run=run)
     assert_refused(done, path, "no column race", "--by")
     assert_refused(compare(first, "--by", "name", run=run), "--by", "name")
+    assert compare(second, "--by", "gender", "gender").count("by gender") == 1
 
 
 def test_what_cannot_be_compared_is_left_out_or_refused(write_runs, tmp_path):

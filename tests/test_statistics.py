@@ -33,9 +33,9 @@ def test_a_class_missed_by_the_draw_is_left_out_of_a_resample():
     resample = np.array([[4, 0, 0], [0, 0, 0], [0, 0, 0]])
     assert macro_f1(whole) == pytest.approx(2 / 3)
     assert macro_f1(resample) == pytest.approx(1 / 3)
-    assert macro_f1(resample, whole) == pytest.approx(1 / 2)
+    assert macro_f1(resample, whole.sum(axis=1) > 0) == pytest.approx(1 / 2)
     predicted = np.array([[3, 0, 1], [0, 0, 0], [0, 0, 0]])  # the third, of nobody who was drawn
-    assert macro_f1(predicted, 2 * np.eye(3)) == pytest.approx(6 / 7)
+    assert macro_f1(predicted, True) == pytest.approx(6 / 7)
 
 
 def test_the_bootstrap_draws_whole_groups():
@@ -59,8 +59,7 @@ def test_two_models_are_resampled_alike():
     first, second = (bootstrap_confusions(targets, model, groups, 3) for model in (targets, worse))
     assert (first.sum(axis=2) == second.sum(axis=2)).all()  # the same photos of each class
     assert (first != first[0]).any()
-    whole = confusion_matrix(targets, targets, 3)
-    better, other = macro_f1(first, whole), macro_f1(second, whole)
+    better, other = macro_f1(first, True), macro_f1(second, True)
     assert (better >= other).all()
     assert (better > other).any()
 
