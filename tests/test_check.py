@@ -135,7 +135,10 @@ def test_unreadable_photos(data_dir):
     assert (count, len(lines), lines[-1]) == ("25", 21, "and 5 more")
     assert "normal.jpg: not a readable image" in lines[0]
     assert "ready for" not in done.stdout
-    assert "ready for" in page(data_dir, "--skip-bad")
+    run_ok("-m", "data.crop", "--data-dir", data_dir, "--split", "eval", "--skip-bad")
+    text = page(data_dir, "--skip-bad")
+    assert "ready for" in text
+    assert "24 unreadable" in below(text.split("eval: ")[1], "  crops ")
     for photo in evals:
         photo.write_bytes(b"")
     assert_refused(check(data_dir, "--skip-bad", "--split", "eval"), "not one readable photo")

@@ -21,7 +21,7 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 
 from conftest import FACES, ROOT, assert_refused, run, run_ok
-from ETC import demo
+from ETC import demo, predict
 from ETC.predict import ANSWERS
 
 gradio = pytest.importorskip("gradio")
@@ -191,6 +191,23 @@ def test_a_full_disk_gets_a_sentence(tmp_path, monkeypatch, capsys):
         events["take"]([photo])
     assert not [*taken.iterdir()]
     assert capsys.readouterr().err.count("No space left on device") == 2
+
+
+def test_photos_that_are_left_out_are_counted(tmp_path, monkeypatch):
+    def classify(photos, folder):
+        seen.append(photos)
+        return pd.DataFrame(columns=[*predict.COLUMNS, "photo", "crop"]), []
+
+    seen, photos = [], [tmp_path / f"{number}.png" for number in range(3)]
+    for photo, side in zip(photos, (30, 10, 10)):
+        Image.new("RGB", (side, side)).save(photo)
+    monkeypatch.setattr(demo, "MAX_PIXELS", 500)
+    for limit, expected in ((2, photos[1:]), (1, photos[1:2])):
+        monkeypatch.setattr(demo, "MAX_PHOTOS", limit)
+        html = demo.answer(photos, classify, 64)
+        assert "0.png: more than" in html
+        assert ("only the first 1 were classified" in html) == (limit == 1)
+        assert seen.pop() == expected
 
 
 def test_sweeping_goes_on_without_free_files(tmp_path, monkeypatch):

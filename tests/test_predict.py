@@ -162,6 +162,13 @@ def test_killed_command_goes_on(crowd, runs_dir, tmp_path):
     (crowd / "0.jpg").rename(crowd / "gone.jpg")
     assert_refused(run(*command, "--resume"), "0.jpg, but the next photo is", "--resume")
     (crowd / "gone.jpg").rename(crowd / "0.jpg")
+    for name in ("3.jpg", "나.jpg"):
+        (crowd / name).rename(tmp_path / name)
+    done = run(*command, "--resume")
+    assert done.returncode == 2
+    assert "3.jpg, but the next photo is none" in done.stderr
+    for name in ("3.jpg", "나.jpg"):
+        (tmp_path / name).rename(crowd / name)
     for options in (["--tta", "flip"], ["--age-views", 1]):
         assert_refused(run(*command, "--resume", *options), "made with other networks, --tta")
     all_faces = command.index("--all-faces")

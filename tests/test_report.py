@@ -421,6 +421,10 @@ def test_other_probabilities_and_arguments_are_refused(submission, tmp_path):
         assert_refused(run("-m", "ETC.report", *report_arguments(folder)), "probabilities.csv")
     assert_refused(run("-m", "ETC.report", folder / "submission.csv"), "--answers")
     table.to_csv(folder / "submission.csv", index=False)
+    unnamed = table.assign(ImageID=table["ImageID"].where(table.index != 3))
+    unnamed.to_csv(folder / "submission.csv", index=False)
+    assert_refused(run("-m", "ETC.report", *report_arguments(folder)), "an ImageID is empty")
+    table.to_csv(folder / "submission.csv", index=False)
     shutil.rmtree(folder / "eval/new_images")
     assert_refused(run("-m", "ETC.report", *report_arguments(folder)), "new_images", "--data-dir")
     assert not (folder / "report.html").exists()
@@ -467,5 +471,6 @@ def test_a_submission_has_four_classifications(page, submission):
         assert [section.is_displayed() for section in sections].index(True) == number
         matrix = metrics.confusion_matrix(true, predicted, labels=range(size))
         assert confusion_cells(page, sections[number]) == matrix.tolist()
-        choose(page, "outcome", "wrong")
+        if number == 0:
+            choose(page, "outcome", "wrong")  # stays chosen
         assert find(page, "#count").text == f"{(true != predicted).sum()} of 42 photos"
