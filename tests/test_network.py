@@ -23,7 +23,7 @@ from models.network import (
     normalization,
     normalize,
 )
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import read_tensors, save_checkpoint
 from utils.cli import InputError
 
 
@@ -237,9 +237,12 @@ def test_weights_from_a_checkpoint(tmp_path):
 def test_a_state_dict_of_an_unknown_version_is_named(tmp_path):
     state = build_network("mnasnet0_5", 3, 64).state_dict()
     torch.save(state, tmp_path / "whole.pth")
-    build_network("mnasnet0_5", 3, 64, weights=tmp_path / "whole.pth")
+    if hasattr(read_tensors(tmp_path / "whole.pth"), "_metadata"):  # PyTorch 2.4 reads no versions
+        build_network("mnasnet0_5", 3, 64, weights=tmp_path / "whole.pth")
     torch.save(dict(state), tmp_path / "plain.pth")
-    with pytest.raises(InputError, match=r"plain\.pth: not weights of mnasnet0_5 \(version should"):
+    with pytest.raises(
+        InputError, match=r"plain\.pth: not weights of mnasnet0_5 \(version .* 1 or 2"
+    ):
         build_network("mnasnet0_5", 3, 64, weights=tmp_path / "plain.pth")
 
 

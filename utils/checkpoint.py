@@ -65,7 +65,7 @@ def load_state(network, checkpoint):
     """Load a checkpoint's weights. Raises InputError when they are another network's."""
     try:
         network.load_state_dict(checkpoint["network"])
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         path, model = checkpoint["path"], checkpoint["model"]
         raise InputError(f"{path}: not weights of {model}; train it again") from error
 
