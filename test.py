@@ -85,7 +85,7 @@ def get_args_parser():
     # fmt: off
     add = parser.add_argument
     cli.add_data_arguments(add)
-    add("--output", default=config.SUBMISSION, metavar="FILE",
+    add("--output", type=cli.file_name, default=config.SUBMISSION, metavar="FILE",
         help="the submission, with probabilities.csv beside it (default: %(default)s)")
     add("--answers", type=cli.file_name, metavar="FILE",
         help="CSV with ImageID and the true ans, to print the score (default: no score)")

@@ -196,7 +196,7 @@ def get_args_parser():
         "first.",
     )
     sets = "a run, a folder of runs, or a folder of such folders, such as one for each seed"
-    parser.add_argument("sets", nargs="+", metavar="RUNS", help=sets)
+    parser.add_argument("sets", type=cli.file_name, nargs="+", metavar="RUNS", help=sets)
     parser.add_argument(
         "--by",
         nargs="+",

@@ -134,9 +134,6 @@ def main():
         raise InputError(f"{args.checkpoint}: {why}")
     left_out = []
     photos = list(find_photos(args.photos, left_out))
-    if args.output not in args.photos:  # but found in a folder: of an earlier call
-        own = Path(args.output).absolute()
-        photos = [photo for photo in photos if photo.absolute() != own]
     if len(photos) > MAX_PHOTOS:
         raise InputError(f"{len(photos)} photos; name {MAX_PHOTOS} at most")
     check_output(args.output, [".png"], [*photos, args.checkpoint])
@@ -167,8 +164,9 @@ def get_args_parser():
     # fmt: off
     add = parser.add_argument
     add_photo_arguments(add)
-    add("--checkpoint", required=True, metavar="FILE", help="best.pth of a run")
-    add("--output", default="gradcam.png", metavar="FILE", help="a .png (default: %(default)s)")
+    add("--checkpoint", type=cli.file_name, required=True, metavar="FILE", help="best.pth of a run")
+    add("--output", type=cli.file_name, default="gradcam.png", metavar="FILE",
+        help="a .png (default: %(default)s)")
     # fmt: on
     return parser
 

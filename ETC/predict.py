@@ -242,8 +242,8 @@ def keep_finished(path, photos, networks, tally):
             if found != file:
                 raise InputError(
                     f"{path}: the next row is of {file}, but the next photo is {found}: photos "
-                    "were added, removed, renamed, or unreadable before; start over without "
-                    "--resume"
+                    "were added, removed, renamed, or unreadable before, or --shard was another; "
+                    "repeat it, choose another --output, or start over without --resume"
                 )
             kept.writerows(faces)
             tally.add((photo, int(row[1]), row[2]) for row in faces)
@@ -353,7 +353,7 @@ def get_args_parser():
     parser = cli.ArgumentParser("python -m ETC.predict", description="Classify any photos.")
     add = parser.add_argument
     add_photo_arguments(add)
-    add("--output", default="predictions.csv", metavar="FILE",
+    add("--output", type=cli.file_name, default="predictions.csv", metavar="FILE",
         help="the answers, with a contact sheet beside them (default: %(default)s)")
     add("--all-faces", action="store_true",
         help="classify every face of a photo (default: the largest)")

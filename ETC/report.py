@@ -318,7 +318,7 @@ def get_args_parser():
     )
     # fmt: off
     add = parser.add_argument
-    add("paths", nargs="+", metavar="RUN",
+    add("paths", type=cli.file_name, nargs="+", metavar="RUN",
         help="folders of runs of train.py or, with --answers, a submission.csv of test.py")
     add("--answers", type=cli.file_name, metavar="FILE",
         help="CSV with ImageID and the true ans, for a submission (default: paths are runs)")

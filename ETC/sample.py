@@ -212,7 +212,7 @@ def get_args_parser():
     )
     # fmt: off
     add = parser.add_argument
-    add("--output", required=True, help="a new or empty folder")
+    add("--output", type=cli.file_name, required=True, help="a new or empty folder")
     add("--people", type=cli.positive_int,
         help=f"people in train/ (default: {PEOPLE}, or all of --faces who aren't in eval/)")
     add("--eval-people", type=cli.positive_int,
@@ -220,9 +220,9 @@ def get_args_parser():
              "tenth of the people)")
     add("--seed", type=cli.seed_int, default=config.SEED,
         help="random seed (default: %(default)s)")
-    add("--faces", metavar="DIR",
+    add("--faces", type=cli.file_name, metavar="DIR",
         help="public photos of faces, on which masks are drawn (default: people are drawn)")
-    add("--labels", metavar="FILE",
+    add("--labels", type=cli.file_name, metavar="FILE",
         help="a CSV with file, gender, age and perhaps id and race, of the photos in --faces "
              "(default: their names, as in UTKFace: <age>_<gender>_<race>_<time>.jpg)")
     add("--balance", choices=("competition",),

@@ -41,7 +41,8 @@ def read_table(path, columns, missing_hint, optional=()):
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error}); in Excel, save as CSV UTF-8") from error
     except (OSError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV file ({error})") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: not a readable CSV file ({why}); {missing_hint}") from error
     names = {name.lower(): name for name in (*columns, *optional)}
     header = rows.pop(next(iter(rows), None), [])
     header = [names.get(name.strip().lower(), name.strip()) for name in header]

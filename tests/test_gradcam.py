@@ -106,8 +106,9 @@ def test_picture_has_a_row_for_each_photo(best, photos, tmp_path):
         assert picture.width > 4 * gradcam.SIDE
         assert 2 * gradcam.SIDE < picture.height < 3 * gradcam.SIDE
     assert os.listdir(output.parent) == ["a.png"]
-    for _ in range(2):  # the picture of the first call is no photo of the second
-        assert "Grad-CAM of 2 photos" in run_ok(*command[:-1], folder / "own.png", folder)
+    shutil.copy(output, folder / "own.png")  # may be a photo
+    refused = run(*command[:-1], folder / "own.png", folder)
+    assert_refused(refused, "own.png, which is read here; choose another one")
 
 
 def test_refused(best, photos, tmp_path, monkeypatch):

@@ -234,3 +234,9 @@ def test_a_folder_with_a_part_of_a_run_is_not_replaced(command, tmp_path):
     (tmp_path / "age_fold0/best.pth").write_bytes(b"precious")
     assert_refused(run(*command), "age_fold0", "--overwrite")
     assert (tmp_path / "age_fold0/best.pth").read_bytes() == b"precious"
+
+
+def test_resume_names_all_arguments_that_differ(command, tmp_path):
+    run_ok(*command, "--epochs", 1, "--schedule", "cosine")
+    refused = run(*command, "--epochs", 2, "--resume")
+    assert_refused(refused, "needs the run's own arguments: ", "--schedule cosine", "--epochs 1")

@@ -32,12 +32,20 @@ def save_checkpoint(path, checkpoint):
         file.write(buffer.getbuffer())
 
 
+def read_bytes(path):
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        way_out = "name the file of a checkpoint"
+        raise InputError(f"{path}: can't be read ({error.strerror}); {way_out}") from error
+
+
 def read_tensors(path, content=None):
     """What torch.save wrote to path, or to the bytes content of that file, on the CPU.
 
     Raises InputError when a checksum is wrong or it holds more than tensors and plain types.
     """
-    content = io.BytesIO(content or Path(path).read_bytes())
+    content = io.BytesIO(content or read_bytes(path))
     try:
         # torch.load checks no checksums; its format before version 1.6, not a zip, has none.
         if zipfile.is_zipfile(content) and zipfile.ZipFile(content).testzip():
@@ -54,7 +62,7 @@ def load_checkpoint(path):
 
     Raises InputError when path holds no such dict.
     """
-    content = Path(path).read_bytes()
+    content = read_bytes(path)
     checkpoint = read_tensors(path, content)
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of train.py in format {FORMAT}; train it again")
@@ -87,7 +95,7 @@ def find_checkpoints(folders):
         if not find_runs(folder):
             found = folder.rglob("*_fold[0-9]/best.pth")
             below = shlex.join(sorted({str(run.parent.parent) for run in found}))
-            hint = f"; try --runs {below}" if below else "; name an --output-dir of train.py"
+            hint = f"; try --runs {below}" if below else "; name a run's folder, or one of runs"
             raise InputError(f"--runs {folder}: no <target>_fold<k>/best.pth in it{hint}")
     checkpoints = {target: {} for target in CLASSES}
     first = None

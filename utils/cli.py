@@ -177,7 +177,7 @@ def add_precision_arguments(add):
 
 
 def add_runs_argument(add):
-    add("--runs", nargs="+", default=[config.OUTPUT_DIR], metavar="FOLDER",
+    add("--runs", type=file_name, nargs="+", default=[config.OUTPUT_DIR], metavar="FOLDER",
         help=f"runs or folders of runs, whose networks are averaged (default: {config.OUTPUT_DIR})")
 
 

@@ -151,7 +151,9 @@ def check_output(output, suffixes, inputs, beside=()):
         if path.exists() and not path.is_file():
             raise InputError(f"--output {output}: {path} is not a file; choose another folder")
         if path.exists() and any(path.samefile(read) for read in inputs):
-            raise InputError(f"--output {output}: would overwrite {path}, which is read here")
+            raise InputError(
+                f"--output {output}: would overwrite {path}, which is read here; choose another one"
+            )
         hold(path, "wait for it, or choose another --output")
     return paths[1:]
 
