@@ -75,7 +75,7 @@ def load_last(folder, arguments, epochs):
         raise InputError(f"{last['path']}: not a last.pth; start over with --overwrite")
     if epochs < len(last["log"]):
         raise InputError(f"--epochs {epochs}: {folder} has {len(last['log'])} epochs already")
-    # Those of a constant schedule, old lacks: they may change.
+    # Without a schedule that depends on them, old has no epochs: they may change.
     old, arguments = last["arguments"], {**arguments, "epochs": epochs}
     # An older version, or one before the user added an argument, has nothing to compare with.
     changed = [name for name in arguments if name in old and old[name] != arguments[name]]
