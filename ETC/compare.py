@@ -64,8 +64,8 @@ def read_set(folder, fields=(), ensemble=False):
     folder is the only member, and each head's table that of average_members.
 
     The tables have a row per photo, sorted by fold and file: fold, file, person, label and
-    predicted as ints, for a head p_<class>, and each of fields. Raises InputError
-    for two runs of a member with the same head and fold, and for a run without one of fields.
+    predicted as ints, for a head p_<class>, and each of fields. Raises InputError for two runs of a
+    member with the same head and fold, and for a run without one of fields.
     """
     found = {name: {} for name in NUM_CLASSES}
     for path in list_runs(folder):
